@@ -1,0 +1,237 @@
+"""The command line. Imports that take time happen inside the commands: `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from hpc_molgen import __version__
+from hpc_molgen.errors import EXIT_BUG, EXIT_GATE_FAILED, EXIT_INTERRUPTED, HpcMolgenError, InputError
+
+if TYPE_CHECKING:
+    from hpc_molgen.workers import Workers
+
+app = typer.Typer(
+    name="hpc-molgen",
+    help="Is a generative surrogate cheaper than molecular dynamics for my molecule, and can I trust it?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Config = Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="a preset's name or a configuration file")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="key=value", help="change one setting; repeatable")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
+_STAGES = ("reference", "featurize", "train", "sample", "correct", "farm", "report")
+
+
+def _stage(value: str | None) -> str | None:
+    if value is not None and value not in _STAGES:
+        raise typer.BadParameter(f"there is no stage '{value}'; the stages are: {', '.join(_STAGES)}")
+    return value
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        typer.echo(f"hpc-molgen {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: Config,
+    out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")] = None,
+    assignments: Assignments = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", callback=_stage, help="run this stage alone")] = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", callback=_stage, help="run from this stage on")] = None,
+) -> None:
+    """Run the pipeline here: in this process, under mpiexec, or under torchrun. Finished stages are skipped."""
+    from hpc_molgen.config import load_config
+    from hpc_molgen.pipeline import run_stages
+    from hpc_molgen.run import Run
+    from hpc_molgen.workers import Workers
+
+    if only and start:
+        raise InputError("--only and --from exclude each other")
+    resolved = load_config(config, assignments)
+    workers = Workers.detect()
+    _log_to_stderr(quiet=not workers.is_root)
+    _guard_ranks(workers)
+    opened = Run.create(out or Path("runs") / resolved.name, resolved, workers)
+    run_stages(opened, only, start)
+    if workers.is_root:
+        _finish(opened.directory)
+
+
+def _finish(directory: Path) -> None:
+    """Say where the report is, and end with the code of the quality gate."""
+    from hpc_molgen.run import read_json
+
+    report = directory / "report" / "report.json"
+    if not report.is_file():
+        return
+    verdict = read_json(report)["verdict"]
+    typer.echo(f"{verdict['sentence']}\nreport: {directory / 'report' / 'report.html'}")
+    if not verdict["gate_passed"]:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+@app.command()
+def check(config: Config, assignments: Assignments = None) -> None:
+    """Print the resolved configuration, or every error in it at once."""
+    from hpc_molgen.config import dump_config, load_config
+
+    typer.echo(dump_config(load_config(config, assignments)), nl=False)
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="print this preset")] = None) -> None:
+    """List the presets, or print one."""
+    from hpc_molgen.config import PRESETS, preset_names
+
+    if name is None:
+        for preset in preset_names():
+            first = (PRESETS / f"{preset}.yaml").read_text().splitlines()[0]
+            typer.echo(f"{preset:32s} {first.lstrip('# ')}")
+        return
+    if name not in preset_names():
+        raise InputError(f"there is no preset '{name}'; the presets are: {', '.join(preset_names())}")
+    typer.echo((PRESETS / f"{name}.yaml").read_text(), nl=False)
+
+
+@app.command()
+def status(
+    directory: Directory, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False
+) -> None:
+    """Show what each stage of a run is doing: state, progress, time left, last error."""
+    from hpc_molgen.run import run_status
+
+    rows = run_status(directory)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        progress = f"{100 * row['progress']:.0f} %" if row["progress"] is not None else ""
+        eta = f"{row['eta_s']:.0f} s left" if row["eta_s"] is not None and row["state"] == "running" else ""
+        line = f"{row['stage']:10s} {row['state']:12s} {progress:>6s}  {row['rate']:24s} {eta:14s}"
+        typer.echo(line.rstrip())
+        if row["error"]:
+            typer.echo(f"{'':10s} {row['error']}")
+
+
+@app.command()
+def report(
+    directory: Directory, show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False
+) -> None:
+    """Write the efficiency report of a run again."""
+    from hpc_molgen.pipeline import run_stages
+    from hpc_molgen.run import Run
+
+    _log_to_stderr(quiet=False)
+    opened = Run.open(directory)
+    opened.path("report", "done.json").unlink(missing_ok=True)
+    run_stages(opened, only="report")
+    if show:
+        webbrowser.open((directory / "report" / "report.html").resolve().as_uri())
+    _finish(directory)
+
+
+@app.command()
+def benchmark(
+    suite: Annotated[str, typer.Argument(help="a suite's name; 'list' shows them")],
+    out: Annotated[Path, typer.Option(help="where results go")] = Path("benchmark-results"),
+    size: Annotated[str, typer.Option(help="smoke (seconds) or laptop (minutes)")] = "laptop",
+    seed: Annotated[int, typer.Option(help="base seed")] = 1,
+) -> None:
+    """Run a benchmark suite and write its record and its table."""
+    from hpc_molgen.efficiency.suites import SUITES, run_suite
+
+    if suite == "list":
+        for name in SUITES:
+            typer.echo(name)
+        return
+    _log_to_stderr(quiet=False)
+    typer.echo(str(run_suite(suite, size, out, seed)))
+
+
+@app.command()
+def submit(
+    config: Config,
+    site: Annotated[str, typer.Option(help="a site's name in slurm/sites or a site file")],
+    out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")] = None,
+    assignments: Assignments = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", callback=_stage, help="submit this stage alone")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch scripts and submit nothing")] = False,
+) -> None:
+    """Submit the stages as dependent Slurm jobs through submitit."""
+    from hpc_molgen.config import load_config
+    from hpc_molgen.launch.submit import submit_stages
+
+    resolved = load_config(config, assignments)
+    for line in submit_stages(resolved, site, out or Path("runs") / resolved.name, only=only, dry_run=dry_run):
+        typer.echo(line)
+
+
+def _log_to_stderr(*, quiet: bool) -> None:
+    level = logging.WARNING if quiet else os.environ.get("HPC_MOLGEN_LOG", "INFO").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for name in ("submitit", "matplotlib", "numexpr", "fontTools"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _guard_ranks(workers: Workers) -> None:
+    """Under MPI an error on one rank ends all of them, with its message, instead of leaving the others waiting."""
+    if workers.comm is None:
+        return
+
+    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
+        sys.__excepthook__(kind, value, trace)
+        workers.abort(EXIT_BUG)
+
+    sys.excepthook = hook
+    _state["workers"] = workers
+
+
+_state: dict[str, Any] = {}
+
+
+def _raise_interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    workers = _state.get("workers")
+    if workers is not None and exit_code != EXIT_GATE_FAILED:
+        workers.abort(exit_code)
+    sys.exit(exit_code)
+
+
+def main() -> None:
+    """Run the command line; turn errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as ending:
+        sys.exit(ending.exit_code)
+    except HpcMolgenError as error:
+        _end(f"hpc-molgen: {error}", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("hpc-molgen: interrupted; what was finished is kept, the same command goes on", EXIT_INTERRUPTED)
+    except Exception as error:
+        # click is typer's own dependency: usage errors carry their exit code and print themselves
+        if hasattr(error, "exit_code") and hasattr(error, "show"):
+            error.show()
+            sys.exit(error.exit_code)
+        if isinstance(error, OSError) and error.errno == 28:
+            _end(f"hpc-molgen: the disk is full ({error}); make space and give the same command again, it goes on", 2)
+        raise

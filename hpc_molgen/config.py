@@ -1,0 +1,255 @@
+"""The configuration of a run: frozen pydantic models that hold every default of the package, and nothing else does.
+
+A key that no model has is an error that lists the right ones, and all errors of a file are shown at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hpc_molgen.errors import InputError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Model(BaseModel):
+    """Base of all configuration models: frozen, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SystemConfig(Model):
+    """Which molecule, which energy function, which temperature."""
+
+    name: str = Field("alanine-dipeptide", description="a registered system, or 'pdb' or 'pdb-xml'")
+    temperature_kelvin: float = Field(300.0, gt=0)
+    pdb: str | None = Field(None, description="the user's structure, for 'pdb' and 'pdb-xml'")
+    system_xml: str | None = Field(None, description="a serialised openmm.System, for 'pdb-xml'")
+    force_field: tuple[str, ...] = Field(
+        ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"), description="OpenMM force field files, for 'pdb'"
+    )
+
+
+class ReferenceConfig(Model):
+    """Reference molecular dynamics, or trajectories that the user already has."""
+
+    n_walkers: int = Field(16, ge=2, description="independent walkers, started from spread structures")
+    production_ps: float = Field(300.0, gt=0, description="length of each walker after equilibration")
+    equilibration_ps: float = Field(5.0, ge=0)
+    timestep_fs: float = Field(1.0, gt=0, le=5)
+    constraints: Literal["none", "hbonds"] = Field("none", description="exact correction needs 'none'")
+    friction_per_ps: float = Field(1.0, gt=0)
+    save_every_ps: float = Field(0.1, gt=0)
+    platform: Literal["auto", "Reference", "CPU", "CUDA", "OpenCL", "HIP"] = "auto"
+    bias_torsion: str | None = Field(
+        None, description="a torsion (for example 'phi') along which a static bias flattens the free energy; None for plain MD"
+    )
+    held_out_fraction: float = Field(0.5, gt=0, lt=1, description="share of the walkers that training never sees")
+    trajectories: tuple[str, ...] = Field((), description="the user's own .xtc, .dcd, .h5: read instead of simulated")
+    trajectory_topology: str | None = Field(None, description="PDB for formats without a topology")
+
+
+class RepresentationConfig(Model):
+    """Coordinates that the surrogate sees."""
+
+    name: str = Field("internal", description="'torsion' or 'internal'")
+    torsions: tuple[str, ...] | Literal["all"] = Field(
+        ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
+    )
+
+
+class SurrogateConfig(Model):
+    """The generative surrogate."""
+
+    name: str = Field("diffusion", description="a registered surrogate")
+    hidden: int = Field(256, ge=8, description="width of the network")
+    depth: int = Field(3, ge=1, description="residual blocks of the torsional trunk")
+    harmonics: int = Field(4, ge=1, description="cos(k a), sin(k a) for k = 1..harmonics as inputs")
+    schedule: Literal["linear", "cosine"] = "cosine"
+
+
+class TrainConfig(Model):
+    """Training of the surrogate."""
+
+    n_steps: int = Field(4000, ge=1)
+    batch_size: int = Field(1024, ge=1, description="global batch, over all ranks")
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    validate_every: int = Field(500, ge=1)
+    log_every: int = Field(50, ge=1)
+    checkpoint_every_s: float = Field(60.0, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class SampleConfig(Model):
+    """Sampling of the trained surrogate."""
+
+    n_samples: int = Field(10_000, ge=1)
+    sampler: Literal["ode", "ancestral"] = Field("ode", description="'ancestral' has no ln q")
+    n_steps: int = Field(8, ge=1, description="'ode': Runge-Kutta steps of 4 evaluations; 'ancestral': noise levels")
+    log_density: bool = Field(True, description="exact ln q along the ODE; importance weights need it")
+    shard_size: int = Field(1000, ge=1)
+
+
+class CorrectConfig(Model):
+    """Importance weights and the structures written from them."""
+
+    weights: bool = Field(True, description="False keeps the raw samples (a surrogate without ln q needs this)")
+    n_structures: int = Field(100, ge=1, description="PDB files, drawn by systematic resampling")
+
+
+class FarmConfig(Model):
+    """Molecular dynamics started from the written structures."""
+
+    n_replicas: int = Field(20, ge=1, description="how many of the structures are run")
+    minimise_iterations: int = Field(1000, ge=0)
+    solvent: Literal["same", "tip3p"] = Field("same", description="'same': the energy function of the run; 'tip3p': explicit")
+    box_nm: float = Field(3.0, gt=0)
+    solute_force_field: str = Field("amber99sbildn.xml", description="for 'tip3p'")
+    equilibration_ps: float = Field(2.0, ge=0)
+    production_ps: float = Field(20.0, gt=0)
+    timestep_fs: float = Field(2.0, gt=0, le=5)
+    constraints: Literal["none", "hbonds"] = "hbonds"
+    friction_per_ps: float = Field(1.0, gt=0)
+    save_every_ps: float = Field(0.2, gt=0)
+    temperature_kelvin: float | None = Field(None, gt=0, description="None: the system's")
+    pressure_bar: float | None = Field(None, gt=0, description="NPT at this pressure; explicit solvent only")
+    platform: Literal["auto", "Reference", "CPU", "CUDA", "OpenCL", "HIP"] = "auto"
+
+    @model_validator(mode="after")
+    def _pressure_needs_a_box(self) -> FarmConfig:
+        if self.pressure_bar is not None and self.solvent != "tip3p":
+            raise ValueError("pressure_bar needs explicit solvent (solvent: tip3p)")
+        return self
+
+
+class ReportConfig(Model):
+    """The efficiency report."""
+
+    cv: str = Field("phi", description="torsion whose sign separates the two states of the free-energy difference")
+    bootstrap_samples: int = Field(200, ge=20)
+    baseline_steps: int = Field(100_000, ge=1000, description="steps for measuring the speed of the best plain MD")
+
+
+class RunConfig(Model):
+    """Everything that defines a run."""
+
+    name: str = "run"
+    seed: int = 1
+    system: SystemConfig = SystemConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    representation: RepresentationConfig = RepresentationConfig()
+    surrogate: SurrogateConfig = SurrogateConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    correct: CorrectConfig = CorrectConfig()
+    farm: FarmConfig = FarmConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _weights_need_a_density(self) -> RunConfig:
+        if self.correct.weights and (self.sample.sampler == "ancestral" or not self.sample.log_density):
+            raise ValueError(
+                "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, or set correct.weights false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_walkers(self) -> RunConfig:
+        n_held_out = round(self.reference.n_walkers * self.reference.held_out_fraction)
+        if not 0 < n_held_out < self.reference.n_walkers and not self.reference.trajectories:
+            raise ValueError("reference.held_out_fraction leaves no walker for training or none for validation")
+        return self
+
+
+def preset_names() -> list[str]:
+    """Names of the presets, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        field = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
+        if field is None or not hasattr(field.annotation, "model_fields"):
+            return []
+        model = field.annotation
+    return sorted(model.model_fields)
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        key = ".".join(str(part) for part in location)
+        if problem["type"] == "extra_forbidden":
+            valid = _valid_keys(location[:-1])
+            close = difflib.get_close_matches(str(location[-1]), valid, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            lines.append(f"{key}: unknown key{hint}; the keys here are: {', '.join(valid)}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
+            lines.append(f"{key + ': ' if key else ''}{message}{given}")
+    listed = "\n  ".join(lines)
+    return f"{source}: {len(lines)} error(s) in the configuration:\n  {listed}"
+
+
+def _set(values: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key.strip():
+        raise InputError(f"--set {assignment}: write key=value, for example train.n_steps=1000")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {assignment}: '{section}' holds a value, not a section")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {assignment}: the value is not valid YAML ({error})") from error
+
+
+def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
+    """Read a preset by name or a YAML file by path, apply ``key=value`` assignments, validate.
+
+    Raises
+    ------
+    InputError
+        With every error of the configuration in one message.
+    """
+    path = Path(source)
+    if not path.is_file():
+        preset = PRESETS / f"{source}.yaml"
+        if not preset.is_file():
+            raise InputError(
+                f"{source}: neither a configuration file nor a preset; the presets are: {', '.join(preset_names())}"
+            )
+        path = preset
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({error})") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: the configuration must be a mapping of sections, not a {type(values).__name__}")
+    for assignment in assignments or []:
+        _set(values, assignment)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, str(path))) from error
+
+
+def dump_config(config: Model) -> str:
+    """Return the resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,97 @@
+"""Reference trajectories that the user already has: .xtc, .dcd, .h5, .pdb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+
+from hpc_molgen.config import ReferenceConfig
+from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.ensemble import Ensemble, write_ensemble
+from hpc_molgen.errors import InputError
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.workers import Stopwatch
+
+MIN_FRAMES = 100
+
+
+@dataclass(frozen=True)
+class ImportTask:
+    """A contiguous segment of one of the user's files."""
+
+    walker: int
+    system: MolecularSystem
+    source: Path
+    topology: str | None
+    segment: tuple[int, int]  # which of how many
+    path: Path
+
+
+def plan_imports(system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path) -> list[ImportTask]:
+    """One task per file; a single file is cut into two contiguous segments, so that one can be held out."""
+    sources = [Path(name) for name in config.trajectories]
+    for source in sources:
+        if not source.is_file():
+            raise InputError(f"{source}: there is no such trajectory (reference.trajectories)")
+    segments = 2 if len(sources) == 1 else 1
+    jobs = [(source, (part, segments)) for source in sources for part in range(segments)]
+    return [
+        ImportTask(walker, system, source, config.trajectory_topology, segment, directory / f"walker-{walker:04d}.h5")
+        for walker, (source, segment) in enumerate(jobs)
+    ]
+
+
+def load_trajectory(source: Path, topology: str | None, system: MolecularSystem) -> mdtraj.Trajectory:
+    """Read a trajectory of this system.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read, or its atoms are not the system's in number, element or order.
+    """
+    try:
+        own_topology = source.suffix in (".h5", ".pdb")
+        trajectory = mdtraj.load(str(source)) if own_topology else mdtraj.load(str(source), top=topology or system.topology)
+    except Exception as error:  # mdtraj's readers raise bare exceptions of many kinds
+        hint = "" if topology else " (give reference.trajectory_topology if the file has other atoms than the system)"
+        raise InputError(f"{source}: not a trajectory that mdtraj can read ({type(error).__name__}: {error}){hint}") from error
+    if trajectory.n_atoms != system.n_atoms:
+        raise InputError(
+            f"{source} has {trajectory.n_atoms} atoms, but {system.name} has {system.n_atoms}: "
+            "remove water and ions from the trajectory, or choose the system it was made with"
+        )
+    found = [atom.element.symbol for atom in trajectory.topology.atoms]
+    wanted = [atom.element.symbol for atom in system.topology.atoms]
+    if found != wanted:
+        first = next(index for index, pair in enumerate(zip(found, wanted, strict=True)) if pair[0] != pair[1])
+        raise InputError(f"{source}: atom {first} is {found[first]}, but {wanted[first]} in {system.name}: reorder the atoms")
+    return trajectory
+
+
+def import_trajectory(task: ImportTask) -> Path:
+    """Write one segment as an ensemble, energies recomputed with the system's own energy function."""
+    if task.path.exists():
+        return task.path
+    watch = Stopwatch()
+    trajectory = load_trajectory(task.source, task.topology, task.system)
+    part, n_parts = task.segment
+    frames = trajectory[part * len(trajectory) // n_parts : (part + 1) * len(trajectory) // n_parts]
+    if len(frames) < MIN_FRAMES:
+        raise InputError(f"{task.source}: {len(trajectory)} frames are too few (at least {MIN_FRAMES * n_parts} are needed)")
+    if not np.isfinite(frames.xyz).all():
+        raise InputError(f"{task.source}: some coordinates are not finite; remove the damaged frames")
+    if task.system.topology.n_bonds and frames.unitcell_lengths is not None:
+        frames = frames.make_molecules_whole(inplace=False) if frames.topology.n_bonds else frames
+    energies = Engine(task.system, "auto").reduced_energy(frames.xyz)
+    ensemble = Ensemble.create(
+        task.system, frames.xyz, reduced_energy=energies, trajectory=task.walker, time_ps=frames.time.astype(np.float64)
+    )
+    attributes = {
+        "cpu_s": watch.cpu_s, "wall_s": watch.wall_s, "n_steps": 0, "timestep_fs": 0.0,
+        "platform": "imported", "bias": "None", "source": str(task.source),
+    }  # fmt: skip
+    write_ensemble(task.path, ensemble, task.system, seed=0, attributes=attributes)
+    return task.path

@@ -1,0 +1,1 @@
+"""Costs, break-even and the benchmark suites."""

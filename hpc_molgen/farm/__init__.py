@@ -1,0 +1,1 @@
+"""The replica farm: molecular dynamics from every written structure."""

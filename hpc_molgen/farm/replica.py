@@ -1,0 +1,141 @@
+"""One replica: minimise, equilibrate, run; a failure is a record and not a crash."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_molgen.config import FarmConfig
+from hpc_molgen.dynamics.engine import Engine, Frames, fastest_platform
+from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
+from hpc_molgen.errors import EnvironmentProblem, InputError
+from hpc_molgen.seeding import derive_seed
+from hpc_molgen.structures import read_pdb_positions
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.forcefield import solvate
+from hpc_molgen.workers import Stopwatch
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What one replica runs and where it writes; it pickles."""
+
+    index: int
+    system: MolecularSystem
+    config: FarmConfig
+    seed: int
+    platform: str
+    pdb: Path
+    path: Path
+
+
+@dataclass(frozen=True)
+class ReplicaRecord:
+    """What became of a replica."""
+
+    replica: int
+    pdb: str
+    state: str  # "done" or "failed"
+    attempts: int
+    error: str = ""
+    minimised_kj_mol: float = float("nan")
+    simulated_ns: float = 0.0
+    cpu_s: float = 0.0
+    platform: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def run_replica(replica: Replica) -> ReplicaRecord:
+    """Run one replica, or return the record of the finished one.
+
+    A replica that blows up starts again with another seed, at most `MAX_ATTEMPTS` times; then, or with a bad PDB, its record says why.
+    """
+    if replica.path.exists():
+        found = read_attributes(replica.path)
+        return _record(replica, found, int(found["attempts"]))
+    error = ""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return _record(replica, _simulate(replica, attempt), attempt)
+        except EnvironmentProblem:
+            raise  # a full disk concerns all replicas
+        except InputError as problem:
+            return ReplicaRecord(replica.index, replica.pdb.name, "failed", attempt, str(problem))
+        except Exception as problem:  # whatever OpenMM raises for this structure must not end the others
+            error = "".join(traceback.format_exception_only(problem)).strip()
+    return ReplicaRecord(replica.index, replica.pdb.name, "failed", MAX_ATTEMPTS, error)
+
+
+def _record(replica: Replica, values: dict[str, Any], attempts: int) -> ReplicaRecord:
+    return ReplicaRecord(
+        replica=replica.index,
+        pdb=replica.pdb.name,
+        state="done",
+        attempts=attempts,
+        minimised_kj_mol=float(values["minimised_kj_mol"]),
+        simulated_ns=float(values["simulated_ns"]),
+        cpu_s=float(values["cpu_s"]),
+        platform=str(values["platform"]),
+    )
+
+
+def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
+    config, solute = replica.config, replica.system
+    watch = Stopwatch()
+    positions = read_pdb_positions(replica.pdb, solute)
+    simulated = solute
+    if config.solvent == "tip3p":
+        simulated = solvate(solute, positions, "tip3p.xml", config.box_nm, config.solute_force_field)
+        positions = simulated.positions_nm
+    known = replica.platform if config.solvent == "same" or config.platform != "auto" else fastest_platform(simulated)
+    engine = Engine(
+        simulated,
+        known,
+        derive_seed(replica.seed, "farm", replica.index, attempt),
+        timestep_fs=config.timestep_fs,
+        friction_per_ps=config.friction_per_ps,
+        constraints=config.constraints,
+        temperature_kelvin=config.temperature_kelvin,
+        pressure_bar=config.pressure_bar,
+    )
+    engine.set_positions(positions)
+    minimised = engine.minimise(config.minimise_iterations) if config.minimise_iterations else float("nan")
+    engine.set_positions(engine.positions_nm, draw_velocities=True)
+    steps_per_ps = 1e3 / config.timestep_fs
+    engine.step(round(config.equilibration_ps * steps_per_ps))
+    steps_per_frame = max(1, round(config.save_every_ps * steps_per_ps))
+    n_frames = max(1, round(config.production_ps * steps_per_ps / steps_per_frame))
+    frames = list(engine.simulate(n_frames, steps_per_frame, n_atoms=solute.n_atoms))
+    values = {
+        "attempts": attempt,
+        "minimised_kj_mol": minimised,
+        "simulated_ns": (n_frames * steps_per_frame + round(config.equilibration_ps * steps_per_ps)) * config.timestep_fs * 1e-6,
+        "cpu_s": watch.cpu_s,
+        "wall_s": watch.wall_s,
+        "platform": engine.platform,
+        "simulated_atoms": simulated.n_atoms,
+        "energy_function": simulated.description,
+    }
+    write_ensemble(replica.path, _ensemble(replica, frames), solute, seed=engine.seed, attributes=values)
+    return values
+
+
+def _ensemble(replica: Replica, frames: list[Frames]) -> Ensemble:
+    """Frames of the molecule itself; energies are those of what was simulated, water included."""
+    return Ensemble.create(
+        replica.system,
+        np.concatenate([block.positions_nm for block in frames]),
+        reduced_energy=np.concatenate([block.potential_kj_mol for block in frames]) / replica.system.kt_kj_mol,
+        parent=np.full(sum(len(block.time_ps) for block in frames), replica.index),
+        trajectory=replica.index,
+        time_ps=np.concatenate([block.time_ps for block in frames]),
+    )

@@ -1,0 +1,70 @@
+"""Which replicas there are, who runs them, and the manifest of what became of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc_molgen.errors import HpcMolgenError
+from hpc_molgen.farm.replica import Replica, ReplicaRecord, run_replica
+from hpc_molgen.structures import read_manifest
+
+if TYPE_CHECKING:
+    from hpc_molgen.run import Run
+
+__all__ = ["plan_replicas", "run_replica", "write_manifest"]
+
+
+def plan_replicas(run: Run) -> list[Replica]:
+    """One replica for each of the first `farm.n_replicas` structures, spread evenly over the manifest.
+
+    The plan depends on files and configuration alone, so every number of ranks runs the same replicas.
+    """
+    from hpc_molgen.dynamics.engine import fastest_platform
+
+    config = run.config.farm
+    rows = read_manifest(run.path("correct", "pdb"), run.system)
+    n = min(config.n_replicas, len(rows))
+    platform = config.platform
+    if platform == "auto" and config.solvent == "same":
+        platform = run.workers.from_root(lambda: fastest_platform(run.system))
+    elif platform == "auto":
+        platform = "fastest for the solvated box"
+    return [
+        Replica(
+            index=index,
+            system=run.system,
+            config=config,
+            seed=run.config.seed,
+            platform=platform,
+            pdb=run.path("correct", "pdb", str(rows[index * len(rows) // n]["file"])),
+            path=run.path("farm", f"replica-{index:05d}.h5"),
+        )
+        for index in range(n)
+    ]
+
+
+def write_manifest(run: Run, records: list[ReplicaRecord]) -> dict[str, Any]:
+    """Write manifest.jsonl and return the figures of the stage.
+
+    Raises
+    ------
+    HpcMolgenError
+        When not one replica succeeded.
+    """
+    path: Path = run.path("farm", "manifest.jsonl")
+    path.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
+    finished = [record for record in records if record.state == "done"]
+    if not finished:
+        raise HpcMolgenError(f"all {len(records)} replicas failed; the first error: {records[0].error}")
+    cpu_s = sum(record.cpu_s for record in finished)
+    simulated_ns = sum(record.simulated_ns for record in finished)
+    return {
+        "n_replicas": len(records),
+        "n_failed": len(records) - len(finished),
+        "simulated_ns": simulated_ns,
+        "cpu_s": cpu_s,
+        "ns_per_day_per_core": simulated_ns / cpu_s * 86400,
+        "platform": finished[0].platform,
+    }

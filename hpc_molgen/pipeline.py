@@ -1,0 +1,120 @@
+"""The whole method on one page: seven stages, each a function of the run directory alone.
+
+A stage reads files of earlier stages and writes its own. It does not know who started it: a laptop, mpiexec, torchrun, a
+container or Slurm. `run_stages` skips what is finished with the same inputs; a half-finished stage goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc_molgen.run import STAGES, Run
+
+log = logging.getLogger(__name__)
+
+
+def reference(run: Run) -> None:
+    """Molecular dynamics of independent walkers (or the user's trajectories) -> reference/walker-*.h5."""
+    from hpc_molgen.dynamics import imported, walkers
+
+    plan: Callable[..., list[Any]]
+    work: Callable[[Any], Path]
+    with run.stage("reference") as details:
+        if run.config.reference.trajectories:
+            plan, work = imported.plan_imports, imported.import_trajectory
+        else:
+            plan, work = walkers.plan_walkers, walkers.run_walker
+        tasks = run.workers.from_root(lambda: plan(run.system, run.config.reference, run.config.seed, run.path("reference")))
+        with run.progress("reference", len(tasks), "walkers") as progress:
+            paths = run.workers.map(work, tasks, lambda _: progress.advance(run.workers.size))
+        details["walkers"] = walkers.walker_costs(paths)
+
+
+def featurize(run: Run) -> None:
+    """Reference frames of the training walkers -> featurize/representation.safetensors."""
+    from hpc_molgen import datasets
+    from hpc_molgen.representations.base import representation_class
+
+    with run.stage("featurize") as details:
+        if run.workers.is_root:
+            train, _ = datasets.load_split(run)
+            kind = representation_class(run.config.representation.name)
+            representation = kind.fit(run.system, run.config.representation, train.positions_nm, datasets.boltzmann_weights(train))
+            representation.save(run.path("featurize", "representation.safetensors"), run.system)
+            details |= {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean, "target": kind.target}
+
+
+def train(run: Run) -> None:
+    """Training frames -> train/surrogate.safetensors, checkpoints and metrics.jsonl; data-parallel under torchrun."""
+    from hpc_molgen.training.stage import train_surrogate
+
+    with run.stage("train") as details:
+        if run.workers.trains:
+            details |= train_surrogate(run)
+
+
+def sample(run: Run) -> None:
+    """Surrogate -> sample/proposals.h5: conformations with ln q, in shards that do not depend on the number of workers."""
+    from hpc_molgen import sampling
+
+    with run.stage("sample") as details:
+        shards = sampling.plan_shards(run)
+        with run.progress("sample", len(shards), "shards") as progress:
+            costs = run.workers.map(sampling.sample_shard, shards, lambda _: progress.advance(run.workers.size))
+        if run.workers.is_root:
+            details |= sampling.merge_shards(run, shards, costs)
+
+
+def correct(run: Run) -> None:
+    """Proposals -> correct/weighted.h5 with Boltzmann weights, diagnostics.json, and PDB files drawn by those weights."""
+    from hpc_molgen import correction
+
+    with run.stage("correct") as details:
+        chunks = correction.plan_chunks(run)
+        with run.progress("correct", len(chunks), "chunks") as progress:
+            energies = run.workers.map(correction.chunk_energies, chunks, lambda _: progress.advance(run.workers.size))
+        if run.workers.is_root:
+            details |= correction.write_weighted(run, energies)
+
+
+def farm(run: Run) -> None:
+    """PDB files with their weights -> farm/replica-*.h5 and manifest.jsonl: molecular dynamics from every structure."""
+    from hpc_molgen.farm import scheduler
+
+    with run.stage("farm") as details:
+        replicas = scheduler.plan_replicas(run)
+        with run.progress("farm", len(replicas), "replicas") as progress:
+            records = run.workers.map(scheduler.run_replica, replicas, lambda _: progress.advance(run.workers.size))
+        if run.workers.is_root:
+            details |= scheduler.write_manifest(run, records)
+
+
+def report(run: Run) -> None:
+    """All of it -> report/report.{html,md,json} and figures."""
+    from hpc_molgen.efficiency.report import write_report
+
+    with run.stage("report") as details:
+        if run.workers.is_root:
+            details |= write_report(run)
+
+
+STAGE_FUNCTIONS = {function.__name__: function for function in (reference, featurize, train, sample, correct, farm, report)}
+
+
+def run_stages(run: Run, only: str | None = None, start: str | None = None) -> None:
+    """Run all stages, or `only` one, or those from `start` on; finished ones with unchanged inputs are skipped."""
+    names = list(STAGES)
+    if only:
+        names = [only]
+    elif start:
+        names = names[names.index(start) :]
+    with run.lock():
+        for name in names:
+            if run.workers.from_root(lambda name=name: run.is_done(name)):  # type: ignore[misc]
+                log.info("%s: done before with the same inputs, skipped", name)
+                continue
+            log.info("%s: starts", name)
+            STAGE_FUNCTIONS[name](run)

@@ -1,0 +1,1 @@
+"""Coordinates that a surrogate sees: encode, decode, log|det J|."""

@@ -1,0 +1,112 @@
+"""What every representation offers, and its registry."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hpc_molgen.errors import InputError
+
+if TYPE_CHECKING:
+    from hpc_molgen.config import RepresentationConfig
+    from hpc_molgen.systems.base import MolecularSystem
+
+REPRESENTATIONS = {
+    "torsion": "hpc_molgen.representations.torsion:TorsionRepresentation",
+    "internal": "hpc_molgen.representations.internal:InternalRepresentation",
+}
+
+
+class Representation(abc.ABC):
+    """A map between positions and features: `n_torus` angles in (-pi, pi], then `n_euclidean` real numbers.
+
+    Attributes
+    ----------
+    n_torus, n_euclidean : int
+        Sizes of the two parts of a feature vector.
+    target : str
+        In words, the distribution for which weights made with `decode` are exact; every table prints it.
+    """
+
+    name: ClassVar[str]
+    target: ClassVar[str]
+    n_torus: int
+    n_euclidean: int
+
+    @classmethod
+    @abc.abstractmethod
+    def fit(
+        cls, system: MolecularSystem, config: RepresentationConfig, positions_nm: np.ndarray, weights: np.ndarray
+    ) -> Representation:
+        """Learn constants (means, scales) from training frames (n, n_atoms, 3) with normalised weights (n,)."""
+
+    @abc.abstractmethod
+    def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
+        """Features (n, n_torus + n_euclidean), float64, of positions (n, n_atoms, 3)."""
+
+    @abc.abstractmethod
+    def decode(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (n, n_atoms, 3) and log|det d positions / d features| (n,), both float64.
+
+        A feature vector outside the domain of the map (an angle beyond 0..pi, say) has log|det J| = -inf: its weight is zero.
+        """
+
+    @abc.abstractmethod
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """Return the tensors and the JSON-able values that `from_state` rebuilds the representation from."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_state(
+        cls, system: MolecularSystem, tensors: dict[str, torch.Tensor], values: dict[str, object]
+    ) -> Representation:
+        """Rebuild what `state` returned."""
+
+    @property
+    def n_features(self) -> int:
+        """Length of a feature vector."""
+        return self.n_torus + self.n_euclidean
+
+    def save(self, path: Path, system: MolecularSystem) -> None:
+        """Write a safetensors file with the constants."""
+        tensors, values = self.state()
+        metadata = {"name": self.name, "system_key": system.key, "values": json.dumps(values)}
+        partial = path.with_suffix(".partial")
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
+        partial.replace(path)
+
+
+def representation_class(name: str) -> type[Representation]:
+    """Return the class registered under `name`."""
+    if name not in REPRESENTATIONS:
+        raise InputError(f"representation.name: there is no '{name}'; there are: {', '.join(REPRESENTATIONS)}")
+    module, class_name = REPRESENTATIONS[name].split(":")
+    found: type[Representation] = getattr(importlib.import_module(module), class_name)
+    return found
+
+
+def load_representation(path: Path, system: MolecularSystem) -> Representation:
+    """Read a file of `Representation.save`.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or belongs to another system.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable representation ({error}); delete it and run again") from error
+    if metadata["system_key"] != system.key:
+        raise InputError(f"{path} belongs to system key {metadata['system_key']}, this run has {system.key} ({system.name})")
+    return representation_class(metadata["name"]).from_state(system, tensors, json.loads(metadata["values"]))

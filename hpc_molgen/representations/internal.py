@@ -1,0 +1,223 @@
+"""All 3N - 6 internal coordinates of a molecule, with the exact Jacobian."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from hpc_molgen.representations.base import Representation
+from hpc_molgen.representations.zmatrix import ZMatrix, wrap_angle
+
+if TYPE_CHECKING:
+    from hpc_molgen.config import RepresentationConfig
+    from hpc_molgen.systems.base import MolecularSystem
+
+# a torsion whose circular standard deviation is above this (radians) counts as free: it lives on the torus
+FREE_TORSION_SD = 0.6
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A group of equivalent end atoms (a methyl's hydrogens): rows leader, next, ... in cyclic order."""
+
+    rows: tuple[int, ...]
+
+    @property
+    def fold(self) -> int:
+        """Number of equivalent atoms."""
+        return len(self.rows)
+
+
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over the first axis."""
+    return torch.einsum("n...,n->...", values, weights)
+
+
+def circular_mean(angles: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Circular mean over the first axis."""
+    return torch.atan2(weighted_mean(torch.sin(angles), weights), weighted_mean(torch.cos(angles), weights))
+
+
+def circular_sd(angles: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Circular standard deviation sqrt(-2 ln R) over the first axis (Mardia and Jupp 2000, eq. 2.3.11)."""
+    length = torch.hypot(weighted_mean(torch.sin(angles), weights), weighted_mean(torch.cos(angles), weights))
+    return torch.sqrt(-2 * torch.log(length.clamp(1e-12, 1.0)))
+
+
+def fourier_features(angles: torch.Tensor, harmonics: int = 3) -> torch.Tensor:
+    """Cosines and sines of each angle up to `harmonics`, and products of first harmonics of each pair; (n, n_features)."""
+    parts = [function(k * angles) for k in range(1, harmonics + 1) for function in (torch.cos, torch.sin)]
+    for first, second in itertools.combinations(range(angles.shape[1]), 2):
+        pair = [angles[:, first : first + 1] + sign * angles[:, second : second + 1] for sign in (1, -1)]
+        parts += [function(angle) for angle in pair for function in (torch.cos, torch.sin)]
+    return torch.cat(parts, dim=1) if angles.shape[1] else angles.new_zeros((len(angles), 0))
+
+
+class InternalRepresentation(Representation):
+    """Bonds, angles and torsions of a Z-matrix: free torsions on the torus, all else whitened.
+
+    Exactness: features map one to one to conformations up to translation, rotation and the cyclic relabelling of
+    equivalent end atoms (methyl hydrogens), with log|det J| in closed form. The torsion of a group of m equivalent atoms is
+    described by m times the mean of their torsions, which relabelling leaves as it is; `canonicalise` chooses the one
+    labelling whose mean torsion lies within pi/m of the group's centre, and the energy does not see the difference.
+    The stiff coordinates e are whitened given the free torsions a: e = mean + B f(a) + L w, with Fourier features f,
+    so that w has unit covariance; the shift has unit Jacobian and L a constant one.
+    """
+
+    name = "internal"
+    target: ClassVar[str] = "the flexible molecule, all 3N - 6 internal coordinates"
+
+    def __init__(self, zmatrix: ZMatrix, tensors: dict[str, torch.Tensor]) -> None:
+        self.zmatrix = zmatrix
+        self.symmetries = find_symmetries(zmatrix)
+        self._centre = tensors["centre"]  # of every torsion, folded ones times their fold
+        self._free = tensors["free"].bool()  # (N-3,)
+        self._mean = tensors["mean"]
+        self._shift = tensors["shift"]
+        self._scale = tensors["scale"]  # lower triangular L
+        self.n_torus = int(self._free.sum())
+        self.n_euclidean = 3 * zmatrix.n_atoms - 6 - self.n_torus
+        folds = float(sum(np.log(group.fold) for group in self.symmetries))
+        self._log_det = float(torch.log(torch.diagonal(self._scale)).sum()) - folds
+
+    @classmethod
+    def fit(
+        cls, system: MolecularSystem, config: RepresentationConfig, positions_nm: np.ndarray, weights: np.ndarray
+    ) -> InternalRepresentation:
+        zmatrix = ZMatrix(system.topology)
+        symmetries = find_symmetries(zmatrix)
+        share = torch.as_tensor(weights, dtype=torch.float64)
+        share = share / share.sum()
+        x = torch.as_tensor(positions_nm, dtype=torch.float64)
+        _, _, torsions = zmatrix.to_internal(x)
+        centre = circular_mean(fold_torsions(torsions, symmetries), share)
+        x = relabel(x, zmatrix, symmetries, centre)
+        bonds, angles, torsions = zmatrix.to_internal(x)
+        folded = fold_torsions(torsions, symmetries)
+        centre = circular_mean(folded, share)
+        free = circular_sd(folded, share) > FREE_TORSION_SD
+        stiff = torch.cat([bonds, angles, wrap_angle(folded - centre)[:, ~free]], dim=1)
+        features = fourier_features(wrap_angle(folded - centre)[:, free])
+        mean = weighted_mean(stiff, share)
+        design = features * share[:, None]
+        centred = features - weighted_mean(features, share)
+        ridge = 1e-4 * torch.eye(features.shape[1], dtype=torch.float64)
+        shift = torch.linalg.solve(centred.T @ design + ridge, design.T @ (stiff - mean)) if features.shape[1] else design.T @ stiff
+        residual = stiff - features @ shift
+        mean = weighted_mean(residual, share)
+        residual = residual - mean
+        covariance = residual.T @ (residual * share[:, None])
+        scale = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(mean), dtype=torch.float64))
+        tensors = {"centre": centre, "free": free.to(torch.uint8), "mean": mean, "shift": shift, "scale": scale}
+        return cls(zmatrix, tensors)
+
+    def canonicalise(self, positions_nm: torch.Tensor) -> torch.Tensor:
+        """Relabel equivalent end atoms so that each group's mean torsion lies in its central domain."""
+        return relabel(positions_nm, self.zmatrix, self.symmetries, self._centre)
+
+    def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
+        bonds, angles, torsions = self.zmatrix.to_internal(self.canonicalise(positions_nm.to(torch.float64)))
+        around = wrap_angle(fold_torsions(torsions, self.symmetries) - self._centre)
+        free = around[:, self._free]
+        stiff = torch.cat([bonds, angles, around[:, ~self._free]], dim=1)
+        residual = stiff - self._mean - fourier_features(free) @ self._shift
+        white = torch.linalg.solve_triangular(self._scale, residual.T, upper=False).T
+        return torch.cat([free, white], dim=1)
+
+    def decode(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = features.to(torch.float64)
+        free, white = wrap_angle(features[:, : self.n_torus]), features[:, self.n_torus :]
+        stiff = self._mean + fourier_features(free) @ self._shift + white @ self._scale.T
+        n_bonds, n_angles = self.zmatrix.n_atoms - 1, self.zmatrix.n_atoms - 2
+        bonds, angles, rest = stiff.split([n_bonds, n_angles, stiff.shape[1] - n_bonds - n_angles], dim=1)
+        around = torch.empty((len(features), self.zmatrix.n_atoms - 3), dtype=torch.float64)
+        around[:, self._free], around[:, ~self._free] = free, rest
+        torsions = unfold_torsions(around, self._centre, self.symmetries)
+        inside = (bonds > 0).all(1) & (angles > 0).all(1) & (angles < torch.pi).all(1) & (rest.abs() < torch.pi).all(1)
+        positions, log_abs_det = self.zmatrix.to_positions(
+            bonds.clamp(min=1e-3), angles.clamp(1e-6, torch.pi - 1e-6), torsions
+        )
+        log_abs_det = torch.where(inside, log_abs_det + self._log_det, torch.full_like(log_abs_det, -torch.inf))
+        return positions, log_abs_det
+
+    def torsion_column(self, atoms: tuple[int, int, int, int]) -> int | None:
+        """Column of the feature that is the torsion about the bond atoms[1]-atoms[2], or None."""
+        columns = {index: column for column, index in enumerate(torch.nonzero(self._free).flatten().tolist())}
+        for index, row in enumerate(self.zmatrix.rows[3:]):
+            if row.proper and {row.a, row.b} == {atoms[1], atoms[2]}:
+                return columns.get(index)
+        return None
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        tensors = {"centre": self._centre, "free": self._free.to(torch.uint8), "mean": self._mean}
+        return {**tensors, "shift": self._shift, "scale": self._scale}, {}
+
+    @classmethod
+    def from_state(
+        cls, system: MolecularSystem, tensors: dict[str, torch.Tensor], values: dict[str, object]
+    ) -> InternalRepresentation:
+        return cls(ZMatrix(system.topology), tensors)
+
+
+def find_symmetries(zmatrix: ZMatrix) -> list[Symmetry]:
+    """Return the groups of equivalent end atoms whose torsion the Z-matrix folds."""
+    groups = []
+    for leader, row in enumerate(zmatrix.rows):
+        if row.fold > 1:
+            followers = [number for number, other in enumerate(zmatrix.rows) if other.sibling == leader]
+            groups.append(Symmetry((leader, *followers)))
+    return groups
+
+
+def _deviations(torsions: torch.Tensor, group: Symmetry) -> torch.Tensor:
+    """Sum over followers of the deviation of their offset from the ideal one; (n,)."""
+    offsets = torsions[:, [row - 3 for row in group.rows[1:]]]
+    ideal = torch.arange(1, group.fold, dtype=offsets.dtype) * (2 * torch.pi / group.fold)
+    handed = torch.sign(offsets[:, :1]) if group.fold > 2 else 1.0  # which way round the labels go
+    return wrap_angle(offsets - handed * ideal).sum(-1)
+
+
+def fold_torsions(torsions: torch.Tensor, symmetries: list[Symmetry]) -> torch.Tensor:
+    """Replace each leader's torsion by m times the mean torsion of its group, wrapped."""
+    folded = torsions.clone()
+    for group in symmetries:
+        leader = group.rows[0] - 3
+        folded[:, leader] = wrap_angle(group.fold * torsions[:, leader] + _deviations(torsions, group))
+    return folded
+
+
+def unfold_torsions(around: torch.Tensor, centre: torch.Tensor, symmetries: list[Symmetry]) -> torch.Tensor:
+    """Inverse of `fold_torsions` in the central domain: `around` are deviations from `centre`."""
+    torsions = wrap_angle(around + centre)
+    for group in symmetries:
+        leader = group.rows[0] - 3
+        total = around[:, leader] + centre[leader]
+        torsions[:, leader] = wrap_angle((total - _deviations(torsions, group)) / group.fold)
+    return torsions
+
+
+def relabel(
+    positions_nm: torch.Tensor, zmatrix: ZMatrix, symmetries: list[Symmetry], centre: torch.Tensor
+) -> torch.Tensor:
+    """Shift the labels within each group cyclically so that the mean torsion lies within pi/m of centre/m."""
+    result = positions_nm.clone()
+    for group in symmetries:
+        leader = group.rows[0] - 3
+        atoms = torch.tensor([zmatrix.rows[row].atom for row in group.rows])
+        variants = [result]
+        for shift in range(1, group.fold):
+            variant = result.clone()
+            variant[:, atoms] = result[:, atoms.roll(-shift)]
+            variants.append(variant)
+        distances = []
+        for variant in variants:
+            _, _, torsions = zmatrix.to_internal(variant)
+            mean = torsions[:, leader] + _deviations(torsions, group) / group.fold
+            distances.append(wrap_angle(mean - centre[leader] / group.fold).abs())
+        best = torch.stack(distances).argmin(dim=0)
+        result = torch.stack(variants)[best, torch.arange(len(result))]
+    return result

@@ -1,0 +1,204 @@
+"""Bond, angle and torsion coordinates of one molecule: which atoms define them, and the map to positions and back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hpc_molgen.errors import InputError
+
+if TYPE_CHECKING:
+    import mdtraj
+
+
+@dataclass(frozen=True)
+class Row:
+    """One atom placed by a bond to `a`, an angle with `b` and a torsion about b-a with `c` (-1: none).
+
+    Attributes
+    ----------
+    sibling : int
+        Row whose torsion this row's torsion is measured from (atoms on the same bond turn together); -1: absolute.
+    fold : int
+        Symmetry of the torsion: 3 for a methyl group, whose hydrogens cannot be told apart by the energy.
+    proper : bool
+        True when the torsion turns the bond b-a, so that it may be free to rotate.
+    """
+
+    atom: int
+    a: int
+    b: int
+    c: int
+    sibling: int = -1
+    fold: int = 1
+    proper: bool = False
+
+
+class ZMatrix:
+    """Z-matrix of one connected molecule, 3N - 6 coordinates.
+
+    The coordinates of row i are bond r, angle theta and torsion tau: row 1 has r alone, row 2 has r and theta.
+    The order of atoms follows the largest subtree first, so that backbone torsions (phi, psi, omega) are coordinates themselves.
+
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+        One molecule with bonds.
+
+    Raises
+    ------
+    InputError
+        If the molecule has fewer than four atoms or is not connected by bonds.
+    """
+
+    def __init__(self, topology: mdtraj.Topology) -> None:
+        self.n_atoms = int(topology.n_atoms)
+        self._elements = [atom.element.symbol for atom in topology.atoms]
+        self._neighbours: list[list[int]] = [[] for _ in range(self.n_atoms)]
+        for first, second in topology.bonds:
+            self._neighbours[first.index].append(second.index)
+            self._neighbours[second.index].append(first.index)
+        if self.n_atoms < 4:
+            raise InputError(f"internal coordinates need at least four atoms, this molecule has {self.n_atoms}")
+        self.rows = self._build()
+        if len(self.rows) != self.n_atoms:
+            raise InputError(
+                f"internal coordinates need one molecule connected by bonds, but bonds reach {len(self.rows)} of the "
+                f"{self.n_atoms} atoms: remove solvent and ions, or add the missing CONECT records"
+            )
+
+    def _build(self) -> list[Row]:
+        parents = self._spanning_tree()
+        children: dict[int, list[int]] = {atom: [] for atom in parents}
+        for atom, parent in parents.items():
+            if parent >= 0:
+                children[parent].append(atom)
+        size: dict[int, int] = {}
+        for atom in reversed(parents):
+            size[atom] = 1 + sum(size[child] for child in children[atom])
+        for atom in children:
+            children[atom].sort(key=lambda child: (-size[child], self._elements[child] == "H", child))
+        first = next(iter(parents))
+        second = children[first][0]
+        third = children[second][0]
+        rows = [Row(first, -1, -1, -1), Row(second, first, -1, -1), Row(third, second, first, -1)]
+        placed = {first: 0, second: 1, third: 2}
+        frames = {first: (second, third), second: (first, third), third: (second, first)}
+        queue = [third, second, first]
+        while queue:
+            a = queue.pop(0)
+            b, c = frames[a]
+            waiting = [child for child in children[a] if child not in placed]
+            self._add_children(rows, placed, a, b, c, waiting, proper=a != second)
+            for child in waiting:
+                frames[child] = (a, b)
+            queue = [child for child in waiting if children[child]] + queue
+        return rows
+
+    def _add_children(
+        self, rows: list[Row], placed: dict[int, int], a: int, b: int, c: int, waiting: list[int], *, proper: bool
+    ) -> None:
+        kinds = Counter((self._elements[child], len(self._neighbours[child])) for child in waiting)
+        alike = len(kinds) == 1 and len(self._neighbours[waiting[0]]) == 1 if waiting else False
+        fold = len(waiting) if proper and alike and len(waiting) in (2, 3) and len(self._neighbours[a]) == len(waiting) + 1 else 1
+        leader = -1
+        for child in waiting:
+            row = Row(child, a, b, c, leader, fold if leader < 0 else 1, proper and leader < 0)
+            placed[child] = len(rows)
+            leader = placed[child] if leader < 0 else leader
+            rows.append(row)
+
+    def _spanning_tree(self) -> dict[int, int]:
+        """Parents by breadth-first search from the first heavy atom that ends a chain and has a long one behind it."""
+        heavy = [a for a in range(self.n_atoms) if self._elements[a] != "H"]
+        ends = [a for a in heavy if sum(self._elements[o] != "H" for o in self._neighbours[a]) == 1]
+        for root in [*ends, *heavy, *range(self.n_atoms)]:
+            tree = {root: -1}
+            queue = [root]
+            for atom in queue:
+                for other in self._neighbours[atom]:
+                    if other not in tree:
+                        tree[other] = atom
+                        queue.append(other)
+            # the first three atoms must form a chain root - child - grandchild
+            if any(tree[tree[atom]] == root for atom in queue[1:] if tree[atom] != root):
+                return tree
+        raise InputError("this molecule has no chain of three bonded atoms to start internal coordinates from")
+
+    def to_internal(self, positions_nm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return bonds (n, N-1), angles (n, N-2) and torsions (n, N-3) of positions (n, N, 3), in nm and radians.
+
+        Torsions of rows with a sibling are differences to the sibling's, wrapped into (-pi, pi].
+        """
+        x = positions_nm
+        index = torch.tensor([[row.atom, row.a, row.b, row.c] for row in self.rows])
+        atom, a, b, c = (index[:, column] for column in range(4))
+        bonds = torch.linalg.vector_norm(x[:, atom[1:]] - x[:, a[1:]], dim=-1)
+        u = x[:, atom[2:]] - x[:, a[2:]]
+        v = x[:, b[2:]] - x[:, a[2:]]
+        angles = torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(u, v), dim=-1), (u * v).sum(-1))
+        torsions = _torsion(x[:, atom[3:]], x[:, a[3:]], x[:, b[3:]], x[:, c[3:]])
+        leaders = torch.tensor([row.sibling - 3 if row.sibling >= 0 else -1 for row in self.rows[3:]])
+        follows = leaders >= 0
+        offsets = torch.where(follows, torsions[:, leaders.clamp(min=0)], torch.zeros_like(torsions))
+        return bonds, angles, wrap_angle(torsions - offsets)
+
+    def to_positions(
+        self, bonds: torch.Tensor, angles: torch.Tensor, torsions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Place the atoms; return positions (n, N, 3) and log|det J| (n,).
+
+        The volume element is that of all 3N positions with overall translation and rotation (volume V times 8 pi^2, constant)
+        divided out: sum of 2 ln r over all bonds and of ln sin(theta) over all angles (Herschbach, Johnston and Rapp 1959,
+        J. Chem. Phys. 31, 1652). Rows are placed one after another with the batch contiguous (Parsons et al. 2005, J.
+        Comput. Chem. 26, 1063).
+        """
+        zero = torch.zeros_like(bonds[:, 0])
+        placed: dict[int, torch.Tensor] = {self.rows[0].atom: torch.stack([zero, zero, zero], -1)}
+        placed[self.rows[1].atom] = torch.stack([zero, zero, bonds[:, 0]], -1)
+        third = self.rows[2]
+        placed[third.atom] = placed[third.a] + bonds[:, 1].unsqueeze(-1) * torch.stack(
+            [torch.sin(angles[:, 0]), zero, -torch.cos(angles[:, 0])], -1
+        )
+        for number, row in enumerate(self.rows[3:], start=3):
+            torsion = torsions[:, number - 3]
+            if row.sibling >= 0:
+                torsion = torsion + torsions[:, row.sibling - 3]
+            placed[row.atom] = _place(
+                placed[row.a], placed[row.b], placed[row.c], bonds[:, number - 1], angles[:, number - 2], torsion
+            )
+        positions = torch.stack([placed[atom] for atom in range(self.n_atoms)], dim=1)
+        log_abs_det = 2 * torch.log(bonds).sum(-1) + torch.log(torch.sin(angles)).sum(-1)
+        return positions, log_abs_det
+
+
+def wrap_angle(angle: torch.Tensor) -> torch.Tensor:
+    """Wrap angles into (-pi, pi]."""
+    return -(torch.remainder(torch.pi - angle, 2 * torch.pi) - torch.pi)
+
+
+def _torsion(i: torch.Tensor, j: torch.Tensor, k: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    first, axis, third = j - i, k - j, last - k
+    normal_1, normal_2 = torch.linalg.cross(first, axis), torch.linalg.cross(axis, third)
+    sine = torch.linalg.vector_norm(axis, dim=-1) * (first * normal_2).sum(-1)
+    return torch.atan2(sine, (normal_1 * normal_2).sum(-1))
+
+
+def _place(
+    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, bond: torch.Tensor, angle: torch.Tensor, torsion: torch.Tensor
+) -> torch.Tensor:
+    axis = a - b
+    axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
+    normal = torch.linalg.cross(b - c, axis)
+    normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
+    side = torch.linalg.cross(normal, axis)
+    sine = torch.sin(angle)
+    step = (
+        -torch.cos(angle).unsqueeze(-1) * axis
+        + (sine * torch.cos(torsion)).unsqueeze(-1) * side
+        + (sine * torch.sin(torsion)).unsqueeze(-1) * normal
+    )
+    return a + bond.unsqueeze(-1) * step

@@ -1,0 +1,325 @@
+"""A run directory: its configuration, its stages with done markers, costs and provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hpc_molgen import __version__
+from hpc_molgen.config import RunConfig, dump_config, load_config
+from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
+from hpc_molgen.progress import Progress
+from hpc_molgen.workers import Workers, available_cores, cpu_seconds
+
+if TYPE_CHECKING:
+    from hpc_molgen.systems.base import MolecularSystem
+
+log = logging.getLogger(__name__)
+
+# stage -> (sections of the configuration that it depends on, stages whose files it reads)
+STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "reference": (("system", "reference"), ()),
+    "featurize": (("representation",), ("reference",)),
+    "train": (("surrogate", "train"), ("featurize",)),
+    "sample": (("sample",), ("train",)),
+    "correct": (("correct",), ("sample",)),
+    "farm": (("farm",), ("correct",)),
+    "report": (("report",), ("reference", "train", "sample", "correct", "farm")),
+}
+# settings of how a stage runs that do not change what it computes
+_HOW = {"checkpoint_every_s", "device", "log_every"}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically (temporary file, fsync, rename)."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "w") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise EnvironmentProblem(f"{path}: cannot be written ({error}); make space or choose another --out") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a file that is missing or damaged is an `InputError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable ({error}); run the stage that writes it again") from error
+
+
+class Run:
+    """One run directory, opened by every process that works on it.
+
+    Parameters
+    ----------
+    directory : Path
+    config : RunConfig
+    workers : Workers
+        Who does the work; only their root writes shared files.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, workers: Workers) -> None:
+        self.directory, self.config, self.workers = directory, config, workers
+
+    @classmethod
+    def create(cls, directory: Path, config: RunConfig, workers: Workers) -> Run:
+        """Make the directory (or reuse it) and write the resolved configuration.
+
+        Raises
+        ------
+        EnvironmentProblem
+            When the directory cannot be made or written.
+        """
+
+        def prepare() -> str:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / "config.yaml").write_text(dump_config(config))
+            except OSError as error:
+                return f"{directory}: cannot be written ({error}); choose another --out"
+            return ""
+
+        problem = workers.from_root(prepare)
+        if problem:
+            raise EnvironmentProblem(problem)
+        return cls(directory, config, workers)
+
+    @classmethod
+    def open(cls, directory: Path, workers: Workers | None = None) -> Run:
+        """Open an existing run directory."""
+        if not (directory / "config.yaml").is_file():
+            raise InputError(f"{directory}: not a run directory (it has no config.yaml)")
+        return cls(directory, load_config(str(directory / "config.yaml")), workers or Workers())
+
+    @functools.cached_property
+    def system(self) -> MolecularSystem:
+        """The molecular system of the configuration."""
+        from hpc_molgen.systems.registry import load_system
+
+        return load_system(self.config.system)
+
+    def path(self, *parts: str) -> Path:
+        """Path below the run directory."""
+        return self.directory.joinpath(*parts)
+
+    def progress(self, stage: str, total: float, unit: str) -> Progress:
+        """Progress of a stage: a bar on a terminal, log lines elsewhere, and a file for `hpc-molgen status`."""
+        return Progress(stage, total, unit, self.path(stage, "progress.json") if self.workers.is_root else None)
+
+    def fingerprint(self, stage: str) -> str:
+        """Hash of all that the stage's results depend on: its sections, the seed, the schema, and what it reads."""
+        sections, upstream = STAGES[stage]
+        values = self.config.model_dump(mode="json")
+        own = {s: {k: v for k, v in values[s].items() if k not in _HOW} for s in sections}
+        files = {str(p): _file_stamp(Path(p)) for p in _named_files(values["system"], values["reference"])}
+        text = json.dumps([__version__, self.config.seed, own, files, [self.fingerprint(name) for name in upstream]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_done(self, stage: str) -> bool:
+        """True when the stage finished with the present inputs."""
+        marker = self.path(stage, "done.json")
+        return marker.is_file() and read_json(marker).get("fingerprint") == self.fingerprint(stage)
+
+    @contextlib.contextmanager
+    def stage(self, stage: str) -> Iterator[dict[str, Any]]:
+        """Enter a stage: clear results of other inputs, count costs whatever happens, write the marker at the end.
+
+        Yields
+        ------
+        dict
+            Details (figures of the stage) that go into done.json.
+        """
+        if self.workers.is_root:
+            self._enter(stage)
+        self.workers.barrier()
+        details: dict[str, Any] = {}
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        try:
+            yield details
+        except BaseException as error:
+            self._count(stage, wall, cpu, error)
+            raise
+        self._count(stage, wall, cpu, None)
+        self.workers.barrier()
+        if self.workers.is_root:
+            record = {"stage": stage, "fingerprint": self.fingerprint(stage), "details": details}
+            write_json(self.path(stage, "done.json"), record | {"provenance": provenance()})
+            self.path(stage, "started.json").unlink(missing_ok=True)
+            self.path(stage, "progress.json").unlink(missing_ok=True)
+        self.workers.barrier()
+
+    def _enter(self, stage: str) -> None:
+        directory, fingerprint = self.path(stage), self.fingerprint(stage)
+        for name in ("started.json", "done.json"):
+            marker = directory / name
+            if marker.is_file() and read_json(marker).get("fingerprint") != fingerprint:
+                log.info("%s: its inputs have changed, earlier results of this stage are removed", stage)
+                shutil.rmtree(directory)
+                break
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentProblem(f"{directory}: cannot be made ({error}); choose another --out") from error
+        self.path(stage, "failed.json").unlink(missing_ok=True)
+        write_json(directory / "started.json", {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
+
+    def _count(self, stage: str, wall: float, cpu: float, error: BaseException | None) -> None:
+        """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
+        record: dict[str, Any] = {"rank": self.workers.rank, "wall_s": time.perf_counter() - wall}
+        record |= {"cpu_s": cpu_seconds() - cpu, "finished": error is None, "workers": self.workers.n_parallel}
+        with contextlib.suppress(OSError), open(self.path(stage, "costs.jsonl"), "a") as file:  # a full disk must not hide the error
+            file.write(json.dumps(record) + "\n")
+        if error is not None and self.workers.is_root:
+            message = str(error) if isinstance(error, HpcMolgenError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(EnvironmentProblem):
+                write_json(self.path(stage, "failed.json"), {"error": message, "time": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+    def details(self, stage: str) -> dict[str, Any]:
+        """Figures that a finished stage recorded."""
+        details: dict[str, Any] = read_json(self.path(stage, "done.json"))["details"]
+        return details
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Refuse a second program on the same run directory; the lock goes with the process that holds it."""
+        problem = ""
+        handle: IO[str] | None = None
+        if self.workers.is_root:
+            try:
+                handle = open(self.path("lock"), "a+")  # noqa: SIM115 (held until the end of the block)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                handle.truncate(0)
+                handle.write(f"{os.getpid()} on {socket.gethostname()}\n")
+                handle.flush()
+            except BlockingIOError:
+                holder = self.path("lock").read_text().strip()
+                problem = f"{self.directory}: another hpc-molgen ({holder}) is working on this run; wait for it or choose another --out"
+            except OSError as error:
+                problem = f"{self.directory}: cannot be written ({error}); choose another --out"
+        problem = self.workers.from_root(lambda: problem)
+        if problem:
+            raise EnvironmentProblem(problem)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.close()
+
+
+def _named_files(system: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    names = [system["pdb"], system["system_xml"], reference["trajectory_topology"], *reference["trajectories"]]
+    return [name for name in names if name]
+
+
+def _file_stamp(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Software, hardware and commit that produced a result."""
+    from importlib import metadata
+
+    packages = ("torch", "openmm", "mdtraj", "numpy", "scipy", "h5py", "deeptime", "mpi4py")
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    model = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    return {
+        "hpc_molgen": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "cpu": model,
+        "cores": available_cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": _gpus(),
+        "load_average": list(os.getloadavg()),
+        "container": os.environ.get("APPTAINER_CONTAINER", ""),
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+    }
+
+
+def _git_commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+
+
+def stage_costs(run: Run, stage: str) -> dict[str, float]:
+    """Return what a stage cost over all attempts: CPU seconds of all ranks, wall seconds, number of attempts."""
+    path = run.path(stage, "costs.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    root = [record for record in records if record["rank"] == 0]
+    return {
+        "cpu_s": sum(record["cpu_s"] for record in records),
+        "wall_s": sum(record["wall_s"] for record in root),
+        "attempts": float(len(root)),
+    }
+
+
+def run_status(directory: Path) -> list[dict[str, Any]]:
+    """Return state, progress and last error of each stage, from files alone (it never waits for the run)."""
+    run = Run.open(directory)
+    rows = []
+    for stage in STAGES:
+        row: dict[str, Any] = {"stage": stage, "state": "waiting", "progress": None, "eta_s": None, "rate": "", "error": ""}
+        folder = run.path(stage)
+        if run.is_done(stage):
+            row["state"] = "done"
+        elif (folder / "failed.json").is_file():
+            row |= {"state": "failed", "error": read_json(folder / "failed.json")["error"]}
+        elif (folder / "started.json").is_file():
+            row["state"] = "running" if _lock_is_held(directory) else "interrupted"
+        elif (folder / "done.json").is_file():
+            row["state"] = "out of date"
+        if (folder / "progress.json").is_file():
+            with contextlib.suppress(InputError):
+                row |= {key: value for key, value in read_json(folder / "progress.json").items() if key in row}
+        rows.append(row)
+    return rows
+
+
+def _lock_is_held(directory: Path) -> bool:
+    try:
+        with open(directory / "lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,90 @@
+"""The sample stage: shards of samples, each drawn from its own seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpc_molgen.config import SampleConfig
+from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
+from hpc_molgen.seeding import derive_seed
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.workers import Stopwatch
+
+if TYPE_CHECKING:
+    from hpc_molgen.run import Run
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of samples that one worker draws."""
+
+    index: int
+    start: int
+    n: int
+    system: MolecularSystem
+    config: SampleConfig
+    seed: int
+    surrogate: Path
+    representation: Path
+    path: Path
+
+
+def plan_shards(run: Run) -> list[Shard]:
+    """Cut the samples into shards by index; the cut does not depend on the number of workers."""
+    config = run.config.sample
+    shards = []
+    for index, start in enumerate(range(0, config.n_samples, config.shard_size)):
+        n = min(config.shard_size, config.n_samples - start)
+        files = (run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors"))
+        path = run.path("sample", f"shard-{index:05d}.h5")
+        shards.append(Shard(index, start, n, run.system, config, run.config.seed, *files, path))
+    return shards
+
+
+def sample_shard(shard: Shard) -> dict[str, float]:
+    """Draw one shard and write it; return its cost. A finished shard is kept."""
+    import torch
+
+    from hpc_molgen.ensemble import read_attributes
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.surrogates.base import load_surrogate
+
+    if not shard.path.exists():
+        torch.set_num_threads(1)  # shards are the parallelism: one core each
+        watch = Stopwatch()
+        surrogate = load_surrogate(shard.surrogate, shard.system.key)
+        if torch.cuda.is_available():
+            surrogate = surrogate.to("cuda")
+        representation = load_representation(shard.representation, shard.system)
+        features, log_q = surrogate.sample(
+            shard.n,
+            derive_seed(shard.seed, "sample", shard.index),
+            sampler=shard.config.sampler,
+            n_steps=shard.config.n_steps,
+            log_density=shard.config.log_density,
+        )
+        positions, log_abs_det = representation.decode(features.cpu())
+        log_density = None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
+        ensemble = Ensemble.create(
+            shard.system, positions.numpy(), log_density=log_density, parent=np.arange(shard.start, shard.start + shard.n)
+        )
+        attributes = {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s}
+        write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
+    attributes = read_attributes(shard.path)
+    return {"cpu_s": float(attributes["cpu_s"]), "wall_s": float(attributes["wall_s"])}
+
+
+def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:
+    """Join the shards into proposals.h5 and return the figures of the stage."""
+    ensemble = Ensemble.concatenate([read_ensemble(shard.path, run.system) for shard in shards])
+    write_ensemble(run.path("sample", "proposals.h5"), ensemble, run.system, seed=run.config.seed)
+    for shard in shards:
+        shard.path.unlink()
+    config = run.config.sample
+    cpu_s = sum(cost["cpu_s"] for cost in costs)
+    evaluations = config.n_steps * (4 if config.sampler == "ode" else 1)
+    return {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s, "network_evaluations": evaluations}

@@ -1,0 +1,238 @@
+"""PDB files of sampled conformations: writing, checking, and their manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpc_molgen.ensemble import Ensemble
+from hpc_molgen.errors import EnvironmentProblem, InputError
+from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
+
+if TYPE_CHECKING:
+    import mdtraj
+
+    from hpc_molgen.systems.base import MolecularSystem
+
+BOND_TOLERANCE = 0.20  # relative
+CLASH_NM = 0.20  # non-bonded heavy atoms nearer than this
+OMEGA_LIMIT_DEG = 90.0  # trans above
+
+
+@dataclass(frozen=True)
+class StructureCheck:
+    """Which checks one structure fails; energies are compared with the 99.9th percentile of MD."""
+
+    bonds: bool
+    clash: bool
+    chirality: bool
+    omega: bool
+    energy: bool
+
+    @property
+    def failed(self) -> bool:
+        """True when any check fails."""
+        return any(asdict(self).values())
+
+
+class StructureChecker:
+    """Checks conformations of one system against its own reference structure and reference MD.
+
+    Parameters
+    ----------
+    system : MolecularSystem
+    energy_limit : float
+        Reduced energy above which a structure fails: the 99.9th percentile of reference MD.
+    """
+
+    def __init__(self, system: MolecularSystem, energy_limit: float) -> None:
+        topology = system.topology
+        self.energy_limit = energy_limit
+        self._bonds = np.array([(a.index, b.index) for a, b in topology.bonds])
+        self._lengths = _distances(system.positions_nm[None], self._bonds)[0]
+        heavy = [atom.index for atom in topology.atoms if atom.element.symbol != "H"]
+        near = _bonded_within(topology, 2)
+        self._pairs = np.array([(i, j) for i in heavy for j in heavy if i < j and j not in near[i]])
+        self._centres = _chiral_centres(topology)
+        self._signs = np.sign(_volumes(system.positions_nm[None], self._centres))[0] if self._centres else np.zeros(0)
+        self._omegas = [torsion_by_name(topology, name) for name in _omega_names(topology)]
+
+    def __call__(self, positions_nm: np.ndarray, reduced_energy: np.ndarray) -> list[StructureCheck]:
+        """Check positions (n, n_atoms, 3) with energies (n,)."""
+        x = np.asarray(positions_nm, dtype=np.float64)
+        bonds = (np.abs(_distances(x, self._bonds) / self._lengths - 1) > BOND_TOLERANCE).any(1)
+        clash = (_distances(x, self._pairs) < CLASH_NM).any(1) if len(self._pairs) else np.zeros(len(x), bool)
+        mirrored = (np.sign(_volumes(x, self._centres)) != self._signs).any(1) if self._centres else np.zeros(len(x), bool)
+        cis = np.zeros(len(x), bool)
+        for atoms in self._omegas:
+            cis |= np.abs(np.degrees(torsion_angles(x, atoms))) < OMEGA_LIMIT_DEG
+        hot = ~(np.asarray(reduced_energy) <= self.energy_limit)
+        return [StructureCheck(*map(bool, flags)) for flags in zip(bonds, clash, mirrored, cis, hot, strict=True)]
+
+
+def _distances(positions_nm: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(positions_nm[:, pairs[:, 0]] - positions_nm[:, pairs[:, 1]], axis=-1)
+
+
+def _neighbour_sets(topology: mdtraj.Topology) -> list[set[int]]:
+    neighbours: list[set[int]] = [set() for _ in range(topology.n_atoms)]
+    for a, b in topology.bonds:
+        neighbours[a.index].add(b.index)
+        neighbours[b.index].add(a.index)
+    return neighbours
+
+
+def _bonded_within(topology: mdtraj.Topology, n_bonds: int) -> list[set[int]]:
+    neighbours = _neighbour_sets(topology)
+    found = [{atom} for atom in range(topology.n_atoms)]
+    for _ in range(n_bonds):
+        found = [set().union(*(neighbours[other] | {other} for other in reach)) for reach in found]
+    return found
+
+
+def _chiral_centres(topology: mdtraj.Topology) -> list[tuple[int, int, int, int]]:
+    """C-alpha atoms with N, C and CB: L or D."""
+    centres = []
+    for residue in topology.residues:
+        atoms = {atom.name: atom.index for atom in residue.atoms}
+        if {"CA", "N", "C", "CB"} <= atoms.keys():
+            centres.append((atoms["CA"], atoms["N"], atoms["C"], atoms["CB"]))
+    return centres
+
+
+def _volumes(positions_nm: np.ndarray, centres: list[tuple[int, int, int, int]]) -> np.ndarray:
+    centre, a, b, c = np.array(centres).T
+    u, v, w = (positions_nm[:, other] - positions_nm[:, centre] for other in (a, b, c))
+    volumes: np.ndarray = np.sum(np.cross(u, v) * w, axis=-1)
+    return volumes
+
+
+def _omega_names(topology: mdtraj.Topology) -> list[str]:
+    from mdtraj.geometry import dihedral
+
+    return [f"omega{number}" for number in range(1, len(dihedral.indices_omega(topology)) + 1)]
+
+
+def check_fractions(checks: Iterable[StructureCheck]) -> dict[str, float]:
+    """Return the fraction of structures that fail each check, and `any`."""
+    rows = [asdict(check) | {"any": check.failed} for check in checks]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def write_structures(directory: Path, ensemble: Ensemble, system: MolecularSystem, checks: list[StructureCheck]) -> None:
+    """Write one PDB per conformation, with weight and parent in REMARKs, and manifest.json.
+
+    Files carry the system's own atom names, residue names and elements, and CONECT records for residues that are not standard
+    amino acids, so that OpenMM, mdtraj and PyMOL see the same molecule.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(len(ensemble)):
+        name = f"structure-{index:05d}.pdb"
+        row = {
+            "file": name,
+            "parent": int(ensemble.parent[index]),
+            "log_weight": float(ensemble.log_weight[index]),
+            "reduced_energy": float(ensemble.reduced_energy[index]),
+            "log_density": float(ensemble.log_density[index]),
+            "failed_checks": [key for key, failed in asdict(checks[index]).items() if failed],
+        }
+        remarks = [
+            f"hpc_molgen {system.name} (system key {system.key}), {system.temperature_kelvin} K",
+            f"log weight {row['log_weight']:.6f}  parent proposal {row['parent']}",
+            f"reduced energy {row['reduced_energy']:.6f} kT  ln q {row['log_density']:.6f}",
+        ]
+        _write_text(directory / name, pdb_text(system.topology, ensemble.positions_nm[index], remarks))
+        rows.append(row)
+    _write_text(directory / "manifest.json", json.dumps({"system_key": system.key, "structures": rows}, indent=1))
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise EnvironmentProblem(f"{path}: cannot be written ({error}); make space or choose another --out") from error
+
+
+def pdb_text(topology: mdtraj.Topology, positions_nm: np.ndarray, remarks: list[str]) -> str:
+    """Return one conformation as PDB text (format 3.3), coordinates centred so that they fit the columns."""
+    x = 10 * (positions_nm - positions_nm.mean(axis=0))
+    lines = [f"REMARK   1 {text}"[:80] for text in remarks]
+    standard = _standard_residues()
+    for atom in topology.atoms:
+        symbol = atom.element.symbol if atom.element else ""
+        name = atom.name if len(atom.name) > 3 or len(symbol) > 1 else f" {atom.name:<3s}"
+        record = "ATOM  " if atom.residue.name in standard else "HETATM"
+        chain = chr(ord("A") + atom.residue.chain.index % 26)
+        a, b, c = x[atom.index]
+        lines.append(
+            f"{record}{atom.index + 1:5d} {name:<4s} {atom.residue.name:>3s} {chain}{atom.residue.resSeq % 10000:4d}    "
+            f"{a:8.3f}{b:8.3f}{c:8.3f}{1.0:6.2f}{0.0:6.2f}          {symbol:>2s}"
+        )
+    lines.append(f"TER   {topology.n_atoms + 1:5d}")
+    bonded: dict[int, list[int]] = {}
+    for first, second in topology.bonds:
+        if first.residue.name in standard and second.residue.name in standard:
+            continue
+        bonded.setdefault(first.index, []).append(second.index)
+        bonded.setdefault(second.index, []).append(first.index)
+    for index, others in sorted(bonded.items()):
+        for start in range(0, len(others), 4):
+            lines.append(f"CONECT{index + 1:5d}" + "".join(f"{other + 1:5d}" for other in sorted(others)[start : start + 4]))
+    return "\n".join([*lines, "END", ""])
+
+
+def _standard_residues() -> set[str]:
+    names = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL"
+    return set(names.split())
+
+
+def read_manifest(directory: Path, system: MolecularSystem) -> list[dict[str, object]]:
+    """Return the rows of a manifest of `write_structures`.
+
+    Raises
+    ------
+    InputError
+        When it is missing, damaged or of another system.
+    """
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        rows: list[dict[str, object]] = manifest["structures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a readable manifest ({error}); run the stage 'correct' again") from error
+    if manifest["system_key"] != system.key:
+        raise InputError(f"{path} belongs to system key {manifest['system_key']}, this run has {system.key} ({system.name})")
+    return rows
+
+
+def read_pdb_positions(path: Path, system: MolecularSystem) -> np.ndarray:
+    """Return positions_nm (n_atoms, 3) of a PDB of this system.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read or its atoms differ from the system's; the message says which.
+    """
+    import mdtraj
+
+    try:
+        trajectory = mdtraj.load_pdb(str(path), standard_names=False)
+    except Exception as error:  # mdtraj's parser raises bare exceptions of many kinds on damaged files
+        raise InputError(f"{path}: not a PDB file that mdtraj can read ({error})") from error
+    found = [atom.name for atom in trajectory.topology.atoms]
+    wanted = [atom.name for atom in system.topology.atoms]
+    if found != wanted:
+        missing = sorted(set(wanted) - set(found))
+        detail = f"missing {', '.join(missing)}" if missing else "their order or names differ"
+        raise InputError(f"{path}: {len(found)} atoms do not match the {len(wanted)} of {system.name} ({detail})")
+    positions: np.ndarray = trajectory.xyz[0].astype(np.float64)
+    return positions

@@ -1,0 +1,1 @@
+"""Generative surrogates: noise to conformations, or noise to trajectories."""

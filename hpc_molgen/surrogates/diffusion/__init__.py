@@ -1,0 +1,1 @@
+"""Diffusion on the product of a torus and a Euclidean space."""

@@ -1,0 +1,201 @@
+"""The diffusion surrogate: training loss, ancestral sampler, ODE sampler with exact ln q, interpolation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpc_molgen.errors import InputError
+from hpc_molgen.representations.zmatrix import wrap_angle
+from hpc_molgen.seeding import torch_generator
+from hpc_molgen.surrogates.base import Surrogate
+from hpc_molgen.surrogates.diffusion.network import VelocityNetwork
+from hpc_molgen.surrogates.diffusion.process import HALF_PI, log_prior, noise_angle, torus_sd, torus_velocity
+
+
+class DiffusionSurrogate(Surrogate):
+    """Diffusion on a torus times a Euclidean space (see `process`), with velocities as what is learnt.
+
+    Parameters
+    ----------
+    n_torus, n_euclidean : int
+        Angles first, whitened coordinates behind them.
+    hidden, depth, harmonics : int
+        Size of the network.
+    schedule : str
+        "cosine" or "linear": how noise levels are spread in training and in the ancestral sampler.
+    """
+
+    has_log_density = True
+
+    def __init__(
+        self, n_torus: int, n_euclidean: int, hidden: int = 256, depth: int = 3, harmonics: int = 4, schedule: str = "cosine"
+    ) -> None:
+        super().__init__()
+        self.hyperparameters = {
+            "n_torus": n_torus, "n_euclidean": n_euclidean, "hidden": hidden, "depth": depth,
+            "harmonics": harmonics, "schedule": schedule,
+        }  # fmt: skip
+        self.n_torus, self.n_features, self.schedule = n_torus, n_torus + n_euclidean, schedule
+        self.network = VelocityNetwork(n_torus, n_euclidean, hidden, depth, harmonics)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"score": self.network}
+
+    def draw_noise(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        strata = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+        return strata, torch.randn((n, self.n_features), generator=generator)
+
+    def losses(self, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        time, eps = noise
+        noisy, phi, target = self.diffuse(batch, time, eps)
+        velocity = self.network(noisy, self.network.embed_time(phi))
+        return {"score": ((velocity - target) ** 2).sum(dim=1)}
+
+    def diffuse(
+        self, features: torch.Tensor, time: torch.Tensor, eps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noisy features (n, n_features), noise angles (n,) and the velocities (n, n_features) to be learnt."""
+        m = self.n_torus
+        phi = noise_angle(time, self.schedule).to(features.dtype)
+        level = phi[:, None]
+        cosine, sine, delta = torch.cos(level), torch.sin(level), torus_sd(level) * eps[:, :m]
+        angles = wrap_angle(features[:, :m] + delta)
+        rest = cosine * features[:, m:] + sine * eps[:, m:]
+        target = torch.cat([torus_velocity(delta, level), cosine * eps[:, m:] - sine * features[:, m:]], dim=1)
+        return torch.cat([angles, rest], dim=1), phi, target
+
+    def draw_prior(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Features (n, n_features) at phi = pi/2: uniform angles, standard normal rest."""
+        uniform = (2 * torch.rand((n, self.n_torus), generator=generator) - 1) * math.pi
+        normal = torch.randn((n, self.n_features - self.n_torus), generator=generator)
+        return torch.cat([uniform, normal], dim=1).to(self._like())
+
+    def _like(self) -> torch.Tensor:
+        return next(self.parameters())
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Draw `n` feature vectors.
+
+        Parameters
+        ----------
+        n, seed : int
+        sampler : {"ode", "ancestral"}
+        n_steps : int
+            "ode": Runge-Kutta steps of four network evaluations each; "ancestral": noise levels.
+        log_density : bool
+            Also ln q, for "ode" alone.
+
+        Returns
+        -------
+        torch.Tensor, shape=(n, n_features); torch.Tensor, shape=(n,), float64, or None
+        """
+        sampler = options.get("sampler", "ode")
+        n_steps, log_density = int(options.get("n_steps", 8)), bool(options.get("log_density", True))
+        generator = torch_generator(seed, "sample")
+        if sampler == "ancestral":
+            if log_density:
+                raise InputError("the ancestral sampler knows no ln q: use sampler 'ode', or log_density false")
+            return self._ancestral(n, generator, n_steps), None
+        prior = self.draw_prior(n, generator)
+        features, change = self.integrate(prior, HALF_PI, 0.0, n_steps, divergence=log_density)
+        if change is None:
+            return features, None
+        return features, log_prior(prior.double(), self.n_torus) - change
+
+    @torch.no_grad()
+    def log_density(self, features: torch.Tensor, n_steps: int = 8) -> torch.Tensor:
+        """Return ln q (n,) of given features by running the ODE from the data to the prior."""
+        prior, change = self.integrate(features.to(self._like()), 0.0, HALF_PI, n_steps, divergence=True)
+        assert change is not None
+        return log_prior(prior.double(), self.n_torus) + change
+
+    def integrate(
+        self, features: torch.Tensor, start: float, end: float, n_steps: int, *, divergence: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the probability-flow ODE from noise angle `start` to `end` with the classical Runge-Kutta method.
+
+        Returns
+        -------
+        torch.Tensor, shape=(n, n_features)
+            End points, angles wrapped.
+        torch.Tensor, shape=(n,), float64, or None
+            Integral of the divergence: ln|det| of the map (Chen et al. 2018, NeurIPS, theorem 1), without an estimator.
+        """
+        step = (end - start) / n_steps
+        change = torch.zeros(len(features), dtype=torch.float64, device=features.device) if divergence else None
+        for index in range(n_steps):
+            phi = start + index * step
+            times = self.network.embed_time(torch.tensor([phi, phi + step / 2, phi + step]).to(features))
+            slopes = []
+            point = features
+            for stage, (fraction, weight) in enumerate(((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))):
+                if stage:
+                    point = features + fraction * step * slopes[-1][0]
+                time = times[(stage + 1) // 2 : (stage + 1) // 2 + 1]
+                velocity, local = self._slope(point, time, divergence)
+                slopes.append((velocity, weight))
+                if change is not None and local is not None:
+                    change = change + step * weight / 6 * local.double()
+            features = features + step / 6 * sum(weight * velocity for velocity, weight in slopes)
+        return self._wrapped(features), change
+
+    def _slope(
+        self, features: torch.Tensor, time: torch.Tensor, divergence: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if divergence:
+            return self.network.velocity_and_divergence(features, time)
+        return self.network(features, time), None
+
+    def _wrapped(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([wrap_angle(features[:, : self.n_torus]), features[:, self.n_torus :]], dim=1)
+
+    def _ancestral(self, n: int, generator: torch.Generator, n_levels: int) -> torch.Tensor:
+        """Ancestral sampling (Ho et al. 2020, algorithm 2), and its analogue on the circle, at `n_levels` noise levels.
+
+        The circle has no closed posterior of a_(i-1) given a_i and a_0; the step is the reverse SDE with the exact change of tau^2.
+        """
+        m = self.n_torus
+        features = self.draw_prior(n, generator)
+        levels = noise_angle(torch.linspace(1, 0, n_levels + 1, dtype=torch.float64), self.schedule)
+        levels = levels.clamp(1e-4, HALF_PI - 1e-2)
+        for now, then in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
+            time = self.network.embed_time(torch.tensor([now]).to(features))
+            velocity = self.network(features, time)
+            eps = torch.randn(features.shape, generator=generator).to(features)
+            last = then == levels[-1].item()
+            alpha = (math.cos(now) / math.cos(then)) ** 2
+            x = features[:, m:]
+            noise = math.sin(now) * x + math.cos(now) * velocity[:, m:]
+            mean = (x - (1 - alpha) / math.sin(now) * noise) / math.sqrt(alpha)
+            spread = 0.0 if last else math.sin(then) / math.sin(now) * math.sqrt(1 - alpha)
+            drop = 2 * math.log(math.cos(then) / math.cos(now))
+            angles = features[:, :m] - drop / math.tan(now) * velocity[:, :m]
+            turned = angles + (0.0 if last else math.sqrt(drop) * torus_ratio(then, now)) * eps[:, :m]
+            features = torch.cat([wrap_angle(turned), mean + spread * eps[:, m:]], dim=1)
+        return features
+
+    @torch.no_grad()
+    def interpolate(self, first: torch.Tensor, last: torch.Tensor, n_points: int, n_steps: int = 16) -> torch.Tensor:
+        """Path of `n_points` features (n_points, n_features) between two feature vectors (n_features,), ends included.
+
+        Both are run to the prior; there angles go the shorter way round and the rest along a great circle, and the path is run back.
+        """
+        m = self.n_torus
+        ends, _ = self.integrate(torch.stack([first, last]).to(self._like()), 0.0, HALF_PI, n_steps, divergence=False)
+        share = torch.linspace(0, 1, n_points).to(ends)[:, None]
+        angles = ends[:1, :m] + share * wrap_angle(ends[1:, :m] - ends[:1, :m])
+        a, b = ends[:1, m:], ends[1:, m:]
+        omega = torch.arccos(((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)).clamp(-1 + 1e-6, 1 - 1e-6))
+        rest = (torch.sin((1 - share) * omega) * a + torch.sin(share * omega) * b) / torch.sin(omega)
+        path, _ = self.integrate(torch.cat([wrap_angle(angles), rest], dim=1), HALF_PI, 0.0, n_steps, divergence=False)
+        return path
+
+
+def torus_ratio(then: float, now: float) -> float:
+    """Ratio of the noise on angles at two levels, the factor between posterior and forward spread of a small step."""
+    return math.sqrt(math.log(math.cos(then)) / math.log(math.cos(now)))

@@ -1,0 +1,1 @@
+"""Molecular systems: what is simulated, with which energy function, at which temperature."""

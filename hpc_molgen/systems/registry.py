@@ -1,0 +1,37 @@
+"""Names of the molecular systems. A new one is one file beside this and one line here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+from hpc_molgen.errors import InputError
+
+if TYPE_CHECKING:
+    from hpc_molgen.config import SystemConfig
+    from hpc_molgen.systems.base import MolecularSystem
+
+SYSTEMS = {
+    "alanine-dipeptide": "hpc_molgen.systems.alanine_dipeptide:implicit",
+    "alanine-dipeptide-vacuum": "hpc_molgen.systems.alanine_dipeptide:vacuum",
+    "alanine-dipeptide-water": "hpc_molgen.systems.alanine_dipeptide:water",
+    "pdb": "hpc_molgen.systems.from_files:from_pdb",
+    "pdb-xml": "hpc_molgen.systems.from_files:from_pdb_and_xml",
+}
+
+
+@functools.lru_cache(maxsize=8)
+def load_system(config: SystemConfig) -> MolecularSystem:
+    """Build the system that `config` names.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, a file that cannot be read, or atoms that the force field cannot type.
+    """
+    if config.name not in SYSTEMS:
+        raise InputError(f"system.name: there is no system '{config.name}'; there are: {', '.join(SYSTEMS)}")
+    module, function = SYSTEMS[config.name].split(":")
+    system: MolecularSystem = getattr(importlib.import_module(module), function)(config)
+    return system

@@ -1,0 +1,147 @@
+"""Torsions by name, their values, and turning them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpc_molgen.errors import InputError
+
+if TYPE_CHECKING:
+    import mdtraj
+
+Quad = tuple[int, int, int, int]
+
+
+def torsion_angles(positions_nm: np.ndarray, atoms: Quad) -> np.ndarray:
+    """Return the torsion of four atoms in radians, in (-pi, pi], IUPAC sign.
+
+    Parameters
+    ----------
+    positions_nm : np.ndarray, shape=(..., n_atoms, 3)
+    atoms : tuple of four int
+
+    Returns
+    -------
+    np.ndarray, shape=(...)
+    """
+    a, b, c, d = (np.asarray(positions_nm, dtype=np.float64)[..., index, :] for index in atoms)
+    first, axis, last = b - a, c - b, d - c
+    normal_1, normal_2 = np.cross(first, axis), np.cross(axis, last)
+    sine = np.linalg.norm(axis, axis=-1) * np.sum(first * normal_2, axis=-1)
+    angle: np.ndarray = np.arctan2(sine, np.sum(normal_1 * normal_2, axis=-1))
+    return angle
+
+
+def wrap(angle_rad: np.ndarray) -> np.ndarray:
+    """Wrap angles into (-pi, pi]."""
+    wrapped: np.ndarray = -((np.pi - np.asarray(angle_rad)) % (2 * np.pi) - np.pi)
+    return wrapped
+
+
+def _backbone_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
+    from mdtraj.geometry import dihedral
+
+    named = {}
+    for name in ("phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4"):
+        quads = getattr(dihedral, f"indices_{name}")(topology)
+        named[name] = [(int(a), int(b), int(c), int(d)) for a, b, c, d in quads]
+    return named
+
+
+def torsion_by_name(topology: mdtraj.Topology, name: str) -> Quad:
+    """Return the atoms of a torsion: "phi", "psi2" (the second one), or four atom indices such as "4-6-8-14".
+
+    Raises
+    ------
+    InputError
+        For a name that the topology does not have; the message lists those it has.
+    """
+    if name.count("-") == 3 and name.replace("-", "").isdigit():
+        a, b, c, d = (int(part) for part in name.split("-"))
+        if max(a, b, c, d) >= topology.n_atoms or len({a, b, c, d}) < 4:
+            raise InputError(f"torsion {name}: four different atoms below {topology.n_atoms} are needed")
+        return a, b, c, d
+    known: dict[str, Quad] = {}
+    for kind, quads in _backbone_torsions(topology).items():
+        known.update({f"{kind}{number}": quad for number, quad in enumerate(quads, start=1)})
+        if len(quads) == 1:
+            known[kind] = quads[0]
+    # "chi1" is the first torsion of kind chi1 and also what "chi11" names
+    if name not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise InputError(f"there is no torsion '{name}' in this molecule; it has: {names}; or give four atom indices i-j-k-l")
+    return known[name]
+
+
+def _neighbours(topology: mdtraj.Topology) -> list[list[int]]:
+    neighbours: list[list[int]] = [[] for _ in range(topology.n_atoms)]
+    for a, b in topology.bonds:
+        neighbours[a.index].append(b.index)
+        neighbours[b.index].append(a.index)
+    return neighbours
+
+
+def atoms_beyond(topology: mdtraj.Topology, near: int, far: int) -> list[int] | None:
+    """Return the atoms on the `far` side of the bond near-far, or None when the bond lies in a ring."""
+    neighbours = _neighbours(topology)
+    found, queue = {far}, [far]
+    while queue:
+        atom = queue.pop()
+        for other in neighbours[atom]:
+            if atom == far and other == near:
+                continue
+            if other == near:
+                return None
+            if other not in found:
+                found.add(other)
+                queue.append(other)
+    return sorted(found)
+
+
+def rotatable_torsions(topology: mdtraj.Topology) -> list[Quad]:
+    """Return one torsion for each rotatable bond: single, not in a ring, not an amide, no bare methyl at an end."""
+    neighbours = _neighbours(topology)
+    elements = [atom.element.symbol for atom in topology.atoms]
+    heavy = [[other for other in neighbours[atom] if elements[other] != "H"] for atom in range(topology.n_atoms)]
+
+    def carbonyl(atom: int) -> bool:
+        return elements[atom] == "C" and any(elements[o] in "OS" and len(neighbours[o]) == 1 for o in neighbours[atom])
+
+    quads = []
+    for a, b in topology.bonds:
+        i, j = a.index, b.index
+        amide = (carbonyl(i) and elements[j] == "N") or (carbonyl(j) and elements[i] == "N")
+        if len(heavy[i]) < 2 or len(heavy[j]) < 2 or amide or atoms_beyond(topology, i, j) is None:
+            continue
+        first = min((o for o in heavy[i] if o != j), key=lambda o: (len(neighbours[o]) == 1, o))
+        last = min((o for o in heavy[j] if o != i), key=lambda o: (len(neighbours[o]) == 1, o))
+        quads.append((first, i, j, last))
+    return quads
+
+
+def set_torsion(topology: mdtraj.Topology, positions_nm: np.ndarray, atoms: Quad, angle_rad: float) -> np.ndarray:
+    """Return a copy of one conformation in which the torsion has the value `angle_rad`, the rest moved rigidly.
+
+    Raises
+    ------
+    InputError
+        When the torsion's bond lies in a ring.
+    """
+    moving = atoms_beyond(topology, atoms[1], atoms[2])
+    if moving is None:
+        raise InputError(f"torsion {'-'.join(map(str, atoms))} turns about a bond in a ring")
+    turn = angle_rad - float(torsion_angles(positions_nm, atoms))
+    origin = positions_nm[atoms[1]]
+    axis = positions_nm[atoms[2]] - origin
+    axis = axis / np.linalg.norm(axis)
+    relative = positions_nm[moving] - origin
+    turned = (
+        relative * np.cos(turn)
+        + np.cross(axis, relative) * np.sin(turn)
+        + np.outer(relative @ axis, axis) * (1 - np.cos(turn))
+    )
+    result = np.array(positions_nm, dtype=np.float64)
+    result[moving] = origin + turned
+    return result

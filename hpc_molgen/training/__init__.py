@@ -1,0 +1,1 @@
+"""Training: one loop for every surrogate, on one process or many."""

@@ -1,0 +1,237 @@
+"""Who does the work: MPI ranks under mpiexec or srun, torch ranks under torchrun, processes on this machine's cores otherwise."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from hpc_molgen.errors import EnvironmentProblem
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MPI_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+
+
+def launched_size() -> int:
+    """Number of MPI ranks that a launcher says it started (1 without a launcher)."""
+    for name in _MPI_SIZE_VARIABLES:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity mask."""
+    return len(os.sched_getaffinity(0))
+
+
+class TorchComm:
+    """The few collectives that `Workers` needs, with mpi4py's names, on torchrun's ranks."""
+
+    def __init__(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        self._dist = dist
+
+    def Get_rank(self) -> int:
+        """Rank of this process."""
+        return int(self._dist.get_rank())
+
+    def Get_size(self) -> int:
+        """Number of ranks."""
+        return int(self._dist.get_world_size())
+
+    def bcast(self, value: Any) -> Any:
+        """Value of rank 0, on all ranks."""
+        box = [value]
+        self._dist.broadcast_object_list(box)
+        return box[0]
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Values of all ranks, on all ranks."""
+        values = [None] * self.Get_size()
+        self._dist.all_gather_object(values, value)
+        return values
+
+
+class Workers:
+    """Runs independent items on ranks or local processes; the results do not depend on how many there are.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm or TorchComm, optional
+        Communicator; None uses local processes.
+    n_processes : int
+        Local processes when there is no communicator; 1 runs everything in this process.
+    """
+
+    def __init__(self, comm: Any = None, n_processes: int = 1) -> None:
+        self.comm = comm
+        self.is_torchrun = isinstance(comm, TorchComm)
+        self.n_processes = n_processes
+        self.rank: int = comm.Get_rank() if comm is not None else 0
+        self.size: int = comm.Get_size() if comm is not None else 1
+
+    @classmethod
+    def detect(cls) -> Workers:
+        """Use the ranks that torchrun or an MPI launcher made, else every core of this machine.
+
+        Raises
+        ------
+        EnvironmentProblem
+            When a launcher started several ranks but MPI is missing or every rank sees a world of its own.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ:
+            return cls(TorchComm())
+        size = launched_size()
+        if size == 1:
+            return cls(n_processes=available_cores())
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise EnvironmentProblem(
+                f"a launcher started {size} ranks, but MPI cannot be used here ({error}). "
+                "Install it with: pip install 'hpc-molgen[mpi]'"
+            ) from error
+        if size != MPI.COMM_WORLD.Get_size():
+            raise EnvironmentProblem(
+                f"the launcher started {size} ranks, but MPI sees {MPI.COMM_WORLD.Get_size()}: the launcher and mpi4py use "
+                "different MPI libraries. Use the mpiexec of this environment, or srun with the matching --mpi type."
+            )
+        return cls(MPI.COMM_WORLD)
+
+    @property
+    def is_root(self) -> bool:
+        """True on the one process that writes shared files."""
+        return self.rank == 0
+
+    @property
+    def trains(self) -> bool:
+        """True where training runs: on all of torchrun's ranks, on the root of all others."""
+        return self.is_root or self.is_torchrun
+
+    def abort(self, exit_code: int) -> None:
+        """End every rank after an error on this one, so that none waits for ever in a collective."""
+        if self.comm is not None and not self.is_torchrun:
+            self.comm.Abort(exit_code)
+
+    @property
+    def n_parallel(self) -> int:
+        """How many items run at once."""
+        return self.size if self.comm is not None else self.n_processes
+
+    def barrier(self) -> None:
+        """Wait for all ranks, asleep: MPI's own barrier would keep a core busy that another rank could use."""
+        if self.comm is None:
+            return
+        if self.is_torchrun:
+            self.comm.allgather(None)
+            return
+        request = self.comm.Ibarrier()
+        while not request.Test():
+            time.sleep(0.02)
+
+    def from_root(self, function: Callable[[], Result]) -> Result:
+        """Call `function` on the root and return its result on every rank."""
+        if self.comm is None:
+            return function()
+        value = function() if self.is_root else None
+        self.barrier()
+        result: Result = self.comm.bcast(value)
+        return result
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        on_result: Callable[[Result], None] | None = None,
+    ) -> list[Result]:
+        """Apply a picklable `function` to every item; return all results in order, on every rank.
+
+        `on_result` is called on the rank (or in the parent process) as results come in.
+        """
+        if self.comm is not None:
+            mine = []
+            for index in range(self.rank, len(items), self.size):
+                mine.append((index, function(items[index])))
+                if on_result:
+                    on_result(mine[-1][1])
+            self.barrier()
+            gathered = [pair for part in self.comm.allgather(mine) for pair in part]
+            return [result for _, result in sorted(gathered, key=lambda pair: pair[0])]
+        if self.n_processes == 1 or len(items) <= 1:
+            results = []
+            for item in items:
+                results.append(function(item))
+                if on_result:
+                    on_result(results[-1])
+            return results
+        return self._map_processes(function, items, on_result)
+
+    def _map_processes(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        on_result: Callable[[Result], None] | None,
+    ) -> list[Result]:
+        context = multiprocessing.get_context("spawn")
+        cores = context.Queue()
+        for core in sorted(os.sched_getaffinity(0)):
+            cores.put(core)
+        n_processes = min(self.n_processes, len(items))
+        executor = concurrent.futures.ProcessPoolExecutor(n_processes, context, _start_process, (cores, n_processes))
+        try:
+            futures = [executor.submit(function, item) for item in items]
+            for future in concurrent.futures.as_completed(futures):
+                if on_result:
+                    on_result(future.result())
+            results = [future.result() for future in futures]
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+        executor.shutdown()
+        return results
+
+
+def _start_process(cores: Any, n_processes: int) -> None:
+    """Make a worker process quiet on Ctrl-C, die with its parent, and stay on one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGKILL") and os.uname().sysname == "Linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if n_processes <= available_cores():
+        os.sched_setaffinity(0, {cores.get(timeout=10)})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its finished children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Stopwatch:
+    """Wall and CPU seconds of this process since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    @property
+    def wall_s(self) -> float:
+        """Wall-clock seconds so far."""
+        return time.perf_counter() - self._wall
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of this process so far, all threads."""
+        return time.process_time() - self._cpu

