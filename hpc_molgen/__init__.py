@@ -1,3 +1,3 @@
-"""hpc_molgen: is a generative surrogate cheaper than molecular dynamics, and can it be trusted?"""
+"""Generative surrogates of molecular dynamics: trained, corrected, and compared with it honestly."""
 
 __version__ = "0.1.0"

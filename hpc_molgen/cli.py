@@ -52,7 +52,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")] = None,
     assignments: Assignments = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", callback=_stage, help="run this stage alone")] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", callback=_stage, help="run from this stage on")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", callback=_stage, help="run from this stage on")
+    ] = None,
 ) -> None:
     """Run the pipeline here: in this process, under mpiexec, or under torchrun. Finished stages are skipped."""
     from hpc_molgen.config import load_config
@@ -109,9 +111,7 @@ def presets(name: Annotated[str | None, typer.Argument(help="print this preset")
 
 
 @app.command()
-def status(
-    directory: Directory, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False
-) -> None:
+def status(directory: Directory, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
     """Show what each stage of a run is doing: state, progress, time left, last error."""
     from hpc_molgen.run import run_status
 
@@ -129,9 +129,7 @@ def status(
 
 
 @app.command()
-def report(
-    directory: Directory, show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False
-) -> None:
+def report(directory: Directory, show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False) -> None:
     """Write the efficiency report of a run again."""
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run

@@ -158,7 +158,8 @@ class RunConfig(Model):
     def _weights_need_a_density(self) -> RunConfig:
         if self.correct.weights and (self.sample.sampler == "ancestral" or not self.sample.log_density):
             raise ValueError(
-                "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, or set correct.weights false"
+                "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, "
+                "or set correct.weights false"
             )
         return self
 
@@ -175,8 +176,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
+def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         field = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
         if field is None or not hasattr(field.annotation, "model_fields"):
@@ -185,13 +185,14 @@ def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def explain(error: ValidationError, model: type[Model], source: str) -> str:
+    """Return every error of a file in one message; an unknown key comes with the keys that `model` has there."""
     lines = []
     for problem in error.errors():
         location = problem["loc"]
         key = ".".join(str(part) for part in location)
         if problem["type"] == "extra_forbidden":
-            valid = _valid_keys(location[:-1])
+            valid = _valid_keys(model, location[:-1])
             close = difflib.get_close_matches(str(location[-1]), valid, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             lines.append(f"{key}: unknown key{hint}; the keys here are: {', '.join(valid)}")
@@ -219,6 +220,18 @@ def _set(values: dict[str, Any], assignment: str) -> None:
         raise InputError(f"--set {assignment}: the value is not valid YAML ({error})") from error
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping (an empty file is an empty one)."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not a readable YAML file ({error})") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: the configuration must be a mapping of sections, not a {type(values).__name__}")
+    return values
+
+
 def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
     """Read a preset by name or a YAML file by path, apply ``key=value`` assignments, validate.
 
@@ -235,19 +248,13 @@ def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
                 f"{source}: neither a configuration file nor a preset; the presets are: {', '.join(preset_names())}"
             )
         path = preset
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not a readable YAML file ({error})") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: the configuration must be a mapping of sections, not a {type(values).__name__}")
+    values = read_yaml(path)
     for assignment in assignments or []:
         _set(values, assignment)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, str(path))) from error
+        raise InputError(explain(error, RunConfig, str(path))) from error
 
 
 def dump_config(config: Model) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from hpc_molgen import datasets, reweighting
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
+from hpc_molgen.files import write_json
 from hpc_molgen.seeding import numpy_generator
 from hpc_molgen.structures import StructureChecker, check_fractions, write_structures
 from hpc_molgen.systems.base import MolecularSystem
@@ -75,7 +75,7 @@ def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[s
     diagnostics["distinct_parents"] = len(set(chosen.tolist()))
     write_structures(run.path("correct", "pdb"), structures, system, chosen_checks)
     diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies)
-    run.path("correct", "diagnostics.json").write_text(json.dumps(diagnostics, indent=2) + "\n")
+    write_json(run.path("correct", "diagnostics.json"), diagnostics)
     return diagnostics
 
 

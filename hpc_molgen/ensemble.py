@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ import h5py
 import numpy as np
 
 from hpc_molgen import __version__
-from hpc_molgen.errors import EnvironmentProblem, InputError
+from hpc_molgen.errors import InputError
+from hpc_molgen.files import write_atomically
 
 if TYPE_CHECKING:
     import mdtraj
@@ -115,7 +115,7 @@ class Ensemble:
         """Join ensembles of one system."""
         if len({ensemble.system_key for ensemble in ensembles}) != 1:
             raise InputError("ensembles of different systems cannot be joined")
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.concatenate([getattr(ensemble, name) for ensemble in ensembles]) for name in ("positions_nm", *_ARRAYS)
         }
         return dataclasses.replace(ensembles[0], **arrays)
@@ -155,23 +155,18 @@ def write_ensemble(
 
     Coordinates are stored as float32, as the MDTraj convention asks; arrays of ours carry a `units` attribute.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + f".partial-{os.getpid()}")
-    try:
-        with h5py.File(partial, "w") as file:
-            _write_mdtraj_part(file, ensemble, system)
-            for name, units in _ARRAYS.items():
-                if name != "time_ps":
-                    file.create_dataset(name, data=getattr(ensemble, name)).attrs["units"] = units
-            group = file.create_group("hpc_molgen")
-            group.attrs.update({"schema_version": SCHEMA_VERSION, "system_key": system.key, "system_name": system.name})
-            group.attrs.update({"seed": seed, "config": config_yaml, **(attributes or {})})
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"{path}: cannot be written ({error}); make space or choose another --out") from error
+    # built in memory: HDF5 1.14 and 2.0 crash the process when a file cannot be closed on a full disk
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        _write_mdtraj_part(file, ensemble, system)
+        for name, units in _ARRAYS.items():
+            if name != "time_ps":
+                file.create_dataset(name, data=getattr(ensemble, name)).attrs["units"] = units
+        group = file.create_group("hpc_molgen")
+        group.attrs.update({"schema_version": SCHEMA_VERSION, "system_key": system.key, "system_name": system.name})
+        group.attrs.update({"seed": seed, "config": config_yaml, **(attributes or {})})
+        file.flush()
+        image = file.id.get_file_image()
+    write_atomically(path, image)
 
 
 def _write_mdtraj_part(file: h5py.File, ensemble: Ensemble, system: MolecularSystem) -> None:
@@ -208,9 +203,7 @@ def read_ensemble(path: Path, system: MolecularSystem) -> Ensemble:
                     f"but this run has {system.key} ({system.name}): energies would not be comparable"
                 )
             arrays = {name: file[name][:] for name in _ARRAYS if name != "time_ps"}
-            return Ensemble.create(
-                system, file["coordinates"][:], **arrays, time_ps=file["time"][:].astype(np.float64)
-            )
+            return Ensemble.create(system, file["coordinates"][:], **arrays, time_ps=file["time"][:].astype(np.float64))
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path}: not a readable ensemble file ({error}); it is empty, truncated or foreign. "

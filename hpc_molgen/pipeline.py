@@ -7,9 +7,6 @@ container or Slurm. `run_stages` skips what is finished with the same inputs; a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from hpc_molgen.run import STAGES, Run
 
@@ -18,18 +15,13 @@ log = logging.getLogger(__name__)
 
 def reference(run: Run) -> None:
     """Molecular dynamics of independent walkers (or the user's trajectories) -> reference/walker-*.h5."""
-    from hpc_molgen.dynamics import imported, walkers
+    from hpc_molgen.dynamics import walkers
 
-    plan: Callable[..., list[Any]]
-    work: Callable[[Any], Path]
     with run.stage("reference") as details:
-        if run.config.reference.trajectories:
-            plan, work = imported.plan_imports, imported.import_trajectory
-        else:
-            plan, work = walkers.plan_walkers, walkers.run_walker
-        tasks = run.workers.from_root(lambda: plan(run.system, run.config.reference, run.config.seed, run.path("reference")))
+        plan = run.system, run.config.reference, run.config.seed, run.path("reference")
+        tasks = run.workers.from_root(lambda: walkers.plan_reference(*plan))
         with run.progress("reference", len(tasks), "walkers") as progress:
-            paths = run.workers.map(work, tasks, lambda _: progress.advance(run.workers.size))
+            paths = run.workers.map(walkers.run_reference, tasks, lambda _: progress.advance(run.workers.size))
         details["walkers"] = walkers.walker_costs(paths)
 
 
@@ -42,7 +34,9 @@ def featurize(run: Run) -> None:
         if run.workers.is_root:
             train, _ = datasets.load_split(run)
             kind = representation_class(run.config.representation.name)
-            representation = kind.fit(run.system, run.config.representation, train.positions_nm, datasets.boltzmann_weights(train))
+            representation = kind.fit(
+                run.system, run.config.representation, train.positions_nm, datasets.boltzmann_weights(train)
+            )
             representation.save(run.path("featurize", "representation.safetensors"), run.system)
             details |= {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean, "target": kind.target}
 

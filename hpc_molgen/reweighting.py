@@ -61,8 +61,8 @@ def importance_log_weights(reduced_energy: np.ndarray, log_density: np.ndarray |
     """
     if log_density is None or np.isnan(log_density).all():
         raise InputError(
-            "this surrogate gives no ln q, so there are no importance weights: exp(-u) alone would count the surrogate's own density "
-            "twice. Use a sampler with log_density, or correct.weights false for raw samples."
+            "this surrogate gives no ln q, so there are no importance weights: exp(-u) alone would count the surrogate's "
+            "own density twice. Use a sampler with log_density, or correct.weights false for raw samples."
         )
     with np.errstate(invalid="ignore"):
         log_weights = -np.asarray(reduced_energy, dtype=np.float64) - np.asarray(log_density, dtype=np.float64)
@@ -87,7 +87,8 @@ def clipped(log_weights: np.ndarray, share: float = CLIP_SHARE) -> np.ndarray:
     """Set the top `share` of the weights to the largest that remains (Midgley et al. 2023, ICLR)."""
     n_top = max(1, round(share * len(log_weights)))
     limit = np.sort(log_weights)[-n_top - 1] if n_top < len(log_weights) else np.max(log_weights)
-    return np.minimum(log_weights, limit)
+    limited: np.ndarray = np.minimum(log_weights, limit)
+    return limited
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
@@ -101,12 +102,12 @@ def pareto_k(log_weights: np.ndarray) -> float:
     if n_tail < 5:
         return float("inf")
     ordered = np.sort(log_weights - np.max(log_weights))
+    if ordered[-1] - ordered[-n_tail - 1] < 1e-12:
+        return float("-inf")  # constant weights: no tail at all
     cutoff = max(ordered[-n_tail - 1], np.log(np.finfo(float).tiny))
     tail = np.exp(ordered[ordered > cutoff]) - np.exp(cutoff)
     if len(tail) < 5:
         return float("inf")
-    if tail[-1] - tail[0] < 1e-12 * np.exp(ordered[-1]):
-        return float("-inf")  # constant weights: no tail at all
     k = _fit_generalised_pareto(tail)
     return float((len(tail) * k + 10 * 0.5) / (len(tail) + 10))
 
@@ -145,5 +146,6 @@ def systematic_resample(log_weights: np.ndarray, n: int, generator: np.random.Ge
     """
     points = (np.arange(n) + generator.random()) / n
     cumulative = np.cumsum(normalised_weights(log_weights))
-    indices: np.ndarray = np.searchsorted(cumulative / cumulative[-1], points)
-    return np.minimum(indices, len(log_weights) - 1)
+    found = np.searchsorted(cumulative / cumulative[-1], points)
+    indices: np.ndarray = np.minimum(found, len(log_weights) - 1)
+    return indices

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hpc_molgen import __version__
 from hpc_molgen.config import RunConfig, dump_config, load_config
 from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
+from hpc_molgen.files import read_json, write_json
 from hpc_molgen.progress import Progress
 from hpc_molgen.workers import Workers, available_cores, cpu_seconds
 
@@ -41,29 +42,6 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # settings of how a stage runs that do not change what it computes
 _HOW = {"checkpoint_every_s", "device", "log_every"}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically (temporary file, fsync, rename)."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "w") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"{path}: cannot be written ({error}); make space or choose another --out") from error
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a file that is missing or damaged is an `InputError` that names it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable ({error}); run the stage that writes it again") from error
 
 
 class Run:
@@ -131,7 +109,9 @@ class Run:
         values = self.config.model_dump(mode="json")
         own = {s: {k: v for k, v in values[s].items() if k not in _HOW} for s in sections}
         files = {str(p): _file_stamp(Path(p)) for p in _named_files(values["system"], values["reference"])}
-        text = json.dumps([__version__, self.config.seed, own, files, [self.fingerprint(name) for name in upstream]], sort_keys=True)
+        text = json.dumps(
+            [__version__, self.config.seed, own, files, [self.fingerprint(name) for name in upstream]], sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def is_done(self, stage: str) -> bool:
@@ -186,7 +166,10 @@ class Run:
         """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
         record: dict[str, Any] = {"rank": self.workers.rank, "wall_s": time.perf_counter() - wall}
         record |= {"cpu_s": cpu_seconds() - cpu, "finished": error is None, "workers": self.workers.n_parallel}
-        with contextlib.suppress(OSError), open(self.path(stage, "costs.jsonl"), "a") as file:  # a full disk must not hide the error
+        with (
+            contextlib.suppress(OSError),
+            open(self.path(stage, "costs.jsonl"), "a") as file,
+        ):  # a full disk must not hide the error
             file.write(json.dumps(record) + "\n")
         if error is not None and self.workers.is_root:
             message = str(error) if isinstance(error, HpcMolgenError) else f"{type(error).__name__}: {error}"
@@ -212,7 +195,7 @@ class Run:
                 handle.flush()
             except BlockingIOError:
                 holder = self.path("lock").read_text().strip()
-                problem = f"{self.directory}: another hpc-molgen ({holder}) is working on this run; wait for it or choose another --out"
+                problem = f"{self.directory}: another hpc-molgen ({holder}) works on this run; wait or choose another --out"
             except OSError as error:
                 problem = f"{self.directory}: cannot be written ({error}); choose another --out"
         problem = self.workers.from_root(lambda: problem)

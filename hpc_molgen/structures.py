@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpc_molgen.ensemble import Ensemble
-from hpc_molgen.errors import EnvironmentProblem, InputError
-from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
+from hpc_molgen.errors import InputError
+from hpc_molgen.files import read_json, write_atomically, write_json
+from hpc_molgen.systems.torsions import amide_torsions, torsion_angles
 
 if TYPE_CHECKING:
     import mdtraj
@@ -60,7 +60,7 @@ class StructureChecker:
         self._pairs = np.array([(i, j) for i in heavy for j in heavy if i < j and j not in near[i]])
         self._centres = _chiral_centres(topology)
         self._signs = np.sign(_volumes(system.positions_nm[None], self._centres))[0] if self._centres else np.zeros(0)
-        self._omegas = [torsion_by_name(topology, name) for name in _omega_names(topology)]
+        self._omegas = amide_torsions(topology)
 
     def __call__(self, positions_nm: np.ndarray, reduced_energy: np.ndarray) -> list[StructureCheck]:
         """Check positions (n, n_atoms, 3) with energies (n,)."""
@@ -72,11 +72,13 @@ class StructureChecker:
         for atoms in self._omegas:
             cis |= np.abs(np.degrees(torsion_angles(x, atoms))) < OMEGA_LIMIT_DEG
         hot = ~(np.asarray(reduced_energy) <= self.energy_limit)
-        return [StructureCheck(*map(bool, flags)) for flags in zip(bonds, clash, mirrored, cis, hot, strict=True)]
+        flags = np.stack([bonds, clash, mirrored, cis, hot], axis=1)
+        return [StructureCheck(*map(bool, row)) for row in flags]
 
 
 def _distances(positions_nm: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(positions_nm[:, pairs[:, 0]] - positions_nm[:, pairs[:, 1]], axis=-1)
+    lengths: np.ndarray = np.linalg.norm(positions_nm[:, pairs[:, 0]] - positions_nm[:, pairs[:, 1]], axis=-1)
+    return lengths
 
 
 def _neighbour_sets(topology: mdtraj.Topology) -> list[set[int]]:
@@ -112,12 +114,6 @@ def _volumes(positions_nm: np.ndarray, centres: list[tuple[int, int, int, int]])
     return volumes
 
 
-def _omega_names(topology: mdtraj.Topology) -> list[str]:
-    from mdtraj.geometry import dihedral
-
-    return [f"omega{number}" for number in range(1, len(dihedral.indices_omega(topology)) + 1)]
-
-
 def check_fractions(checks: Iterable[StructureCheck]) -> dict[str, float]:
     """Return the fraction of structures that fail each check, and `any`."""
     rows = [asdict(check) | {"any": check.failed} for check in checks]
@@ -130,7 +126,6 @@ def write_structures(directory: Path, ensemble: Ensemble, system: MolecularSyste
     Files carry the system's own atom names, residue names and elements, and CONECT records for residues that are not standard
     amino acids, so that OpenMM, mdtraj and PyMOL see the same molecule.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(len(ensemble)):
         name = f"structure-{index:05d}.pdb"
@@ -147,19 +142,10 @@ def write_structures(directory: Path, ensemble: Ensemble, system: MolecularSyste
             f"log weight {row['log_weight']:.6f}  parent proposal {row['parent']}",
             f"reduced energy {row['reduced_energy']:.6f} kT  ln q {row['log_density']:.6f}",
         ]
-        _write_text(directory / name, pdb_text(system.topology, ensemble.positions_nm[index], remarks))
+        text = pdb_text(system.topology, ensemble.positions_nm[index], remarks)
+        write_atomically(directory / name, text.encode())
         rows.append(row)
-    _write_text(directory / "manifest.json", json.dumps({"system_key": system.key, "structures": rows}, indent=1))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"{path}: cannot be written ({error}); make space or choose another --out") from error
+    write_json(directory / "manifest.json", {"system_key": system.key, "structures": rows})
 
 
 def pdb_text(topology: mdtraj.Topology, positions_nm: np.ndarray, remarks: list[str]) -> str:
@@ -204,11 +190,10 @@ def read_manifest(directory: Path, system: MolecularSystem) -> list[dict[str, ob
         When it is missing, damaged or of another system.
     """
     path = directory / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        rows: list[dict[str, object]] = manifest["structures"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a readable manifest ({error}); run the stage 'correct' again") from error
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"structures", "system_key"} <= manifest.keys():
+        raise InputError(f"{path}: not a manifest of structures; run the stage 'correct' again")
+    rows: list[dict[str, object]] = manifest["structures"]
     if manifest["system_key"] != system.key:
         raise InputError(f"{path} belongs to system key {manifest['system_key']}, this run has {system.key} ({system.name})")
     return rows

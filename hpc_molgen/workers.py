@@ -1,4 +1,4 @@
-"""Who does the work: MPI ranks under mpiexec or srun, torch ranks under torchrun, processes on this machine's cores otherwise."""
+"""Who does the work: MPI ranks under mpiexec or srun, torchrun's ranks, processes on this machine's cores otherwise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Divergences between ensembles of torsions, with fixed bins and their noise floor.
 
-Every table that compares two methods uses these definitions (facts/metrics.md): bins cover the period and so never depend on the generated set; the
-Jensen-Shannon *divergence* in nats is primary (maximum ln 2) and its square root, the *distance*, is printed beside it by name.
+Every table that compares two methods uses these definitions (facts/metrics.md). Bins cover the period and so never depend on
+the generated set; the Jensen-Shannon *divergence* in nats is primary (maximum ln 2) and its square root, the *distance*, is
+printed beside it by name.
 """
 
 from __future__ import annotations
@@ -69,9 +70,7 @@ def ramachandran_histogram(
     """
     angles = _checked(phi_psi_rad, 2)
     phi, psi = wrap(angles).T
-    counts, _, _ = np.histogram2d(
-        phi, psi, bins=bins, range=(PERIOD, PERIOD), weights=_checked_weights(weights, len(angles))
-    )
+    counts, _, _ = np.histogram2d(phi, psi, bins=bins, range=(PERIOD, PERIOD), weights=_checked_weights(weights, len(angles)))
     return _normalised(counts)
 
 
@@ -143,8 +142,8 @@ def noise_floor(
     first_rad, second_rad : np.ndarray, shape=(n_frames, 2)
         The training half and the held-out half, split by trajectory.
     n : int, optional
-        The first half is thinned to `n` frames at random, without replacement, `n_repeats` times: a floor at the n of the generated
-        set. None keeps all frames, once.
+        The first half is thinned to `n` frames at random, without replacement, `n_repeats` times: a floor at the n of the
+        generated set. None keeps all frames, once.
 
     Raises
     ------
@@ -187,7 +186,8 @@ def _checked(angles_rad: np.ndarray, n_dimensions: int) -> np.ndarray:
     if angles.ndim != n_dimensions or (n_dimensions == 2 and angles.shape[1] != 2):
         raise InputError(f"angles of shape {angles.shape}: the shape must be {wanted}")
     if len(angles) == 0 or not np.isfinite(angles).all():
-        raise InputError(f"{len(angles)} angles with {int((~np.isfinite(angles)).sum())} values that are not finite: finite ones are needed")
+        n_bad = int((~np.isfinite(angles)).sum())
+        raise InputError(f"{len(angles)} angles with {n_bad} values that are not finite: finite ones are needed")
     return angles
 
 

@@ -184,9 +184,7 @@ class Engine:
         """Advance by `n_steps` without recording."""
         self._integrator.step(n_steps)
 
-    def simulate(
-        self, n_frames: int, steps_per_frame: int, block: int = 1000, n_atoms: int | None = None
-    ) -> Iterator[Frames]:
+    def simulate(self, n_frames: int, steps_per_frame: int, block: int = 1000, n_atoms: int | None = None) -> Iterator[Frames]:
         """Run from the current positions and velocities, yielding `n_frames` frames in blocks.
 
         `n_atoms` keeps the first atoms alone: the solute of a box of water.

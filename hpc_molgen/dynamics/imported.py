@@ -30,7 +30,7 @@ class ImportTask:
     path: Path
 
 
-def plan_imports(system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path) -> list[ImportTask]:
+def plan_imports(system: MolecularSystem, config: ReferenceConfig, directory: Path) -> list[ImportTask]:
     """One task per file; a single file is cut into two contiguous segments, so that one can be held out."""
     sources = [Path(name) for name in config.trajectories]
     for source in sources:

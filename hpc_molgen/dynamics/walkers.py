@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from openmm import OpenMMException
 
 from hpc_molgen.config import ReferenceConfig
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
 from hpc_molgen.dynamics.engine import Engine, TorsionBias, fastest_platform
+from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import HpcMolgenError
 from hpc_molgen.seeding import derive_seed
@@ -50,20 +52,17 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
 def run_walker(task: WalkerTask) -> Path:
     """Minimise, equilibrate and run one walker; a finished file is kept as it is.
 
-    The frames carry log-weights +V_bias/kT, so that weighted averages are those of the unbiased molecule. A walker that blows up
-    starts again with another seed, at most `MAX_ATTEMPTS` times.
+    The frames carry log-weights +V_bias/kT, so that weighted averages are those of the unbiased molecule. A walker that
+    blows up starts again with another seed, at most `MAX_ATTEMPTS` times.
     """
     if task.path.exists():
         return task.path
+    problem: Exception | None = None
     for attempt in range(MAX_ATTEMPTS):
         try:
             _simulate(task, derive_seed(task.seed, "reference", task.walker, attempt))
             return task.path
-        except (FloatingPointError, ValueError) as error:
-            problem = error
-        except Exception as error:  # OpenMMException, without importing its module for the name
-            if type(error).__name__ != "OpenMMException":
-                raise
+        except (FloatingPointError, ValueError, OpenMMException) as error:
             problem = error
     raise HpcMolgenError(f"walker {task.walker} failed with {MAX_ATTEMPTS} seeds; the last error: {problem}")
 
@@ -109,6 +108,20 @@ def _simulate(task: WalkerTask, seed: int) -> None:
         "bias": repr(task.bias),
     }
     write_ensemble(task.path, ensemble, system, seed=seed, attributes=attributes)
+
+
+def plan_reference(
+    system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path
+) -> list[WalkerTask] | list[ImportTask]:
+    """One task per trajectory: the user's files where the configuration names some, walkers to simulate otherwise."""
+    if config.trajectories:
+        return plan_imports(system, config, directory)
+    return plan_walkers(system, config, seed, directory)
+
+
+def run_reference(task: WalkerTask | ImportTask) -> Path:
+    """Simulate or import one trajectory; return its file."""
+    return import_trajectory(task) if isinstance(task, ImportTask) else run_walker(task)
 
 
 def walker_costs(paths: list[Path]) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen.config import FarmConfig
-from hpc_molgen.dynamics.engine import Engine, Frames, fastest_platform
+from hpc_molgen.dynamics.engine import Engine, Frames
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.seeding import derive_seed
@@ -57,7 +57,8 @@ class ReplicaRecord:
 def run_replica(replica: Replica) -> ReplicaRecord:
     """Run one replica, or return the record of the finished one.
 
-    A replica that blows up starts again with another seed, at most `MAX_ATTEMPTS` times; then, or with a bad PDB, its record says why.
+    A replica that blows up starts again with another seed, at most `MAX_ATTEMPTS` times; then, or with a bad PDB, its
+    record says why.
     """
     if replica.path.exists():
         found = read_attributes(replica.path)
@@ -96,10 +97,9 @@ def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
     if config.solvent == "tip3p":
         simulated = solvate(solute, positions, "tip3p.xml", config.box_nm, config.solute_force_field)
         positions = simulated.positions_nm
-    known = replica.platform if config.solvent == "same" or config.platform != "auto" else fastest_platform(simulated)
     engine = Engine(
         simulated,
-        known,
+        replica.platform,
         derive_seed(replica.seed, "farm", replica.index, attempt),
         timestep_fs=config.timestep_fs,
         friction_per_ps=config.friction_per_ps,
@@ -118,7 +118,9 @@ def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
     values = {
         "attempts": attempt,
         "minimised_kj_mol": minimised,
-        "simulated_ns": (n_frames * steps_per_frame + round(config.equilibration_ps * steps_per_ps)) * config.timestep_fs * 1e-6,
+        "simulated_ns": (n_frames * steps_per_frame + round(config.equilibration_ps * steps_per_ps))
+        * config.timestep_fs
+        * 1e-6,
         "cpu_s": watch.cpu_s,
         "wall_s": watch.wall_s,
         "platform": engine.platform,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_molgen.errors import HpcMolgenError
 from hpc_molgen.farm.replica import Replica, ReplicaRecord, run_replica
+from hpc_molgen.files import write_atomically
 from hpc_molgen.structures import read_manifest
 
 if TYPE_CHECKING:
@@ -26,11 +27,9 @@ def plan_replicas(run: Run) -> list[Replica]:
     config = run.config.farm
     rows = read_manifest(run.path("correct", "pdb"), run.system)
     n = min(config.n_replicas, len(rows))
-    platform = config.platform
-    if platform == "auto" and config.solvent == "same":
+    platform: str = config.platform
+    if platform == "auto" and config.solvent == "same":  # a solvated box exists only within its replica, which measures itself
         platform = run.workers.from_root(lambda: fastest_platform(run.system))
-    elif platform == "auto":
-        platform = "fastest for the solvated box"
     return [
         Replica(
             index=index,
@@ -54,7 +53,7 @@ def write_manifest(run: Run, records: list[ReplicaRecord]) -> dict[str, Any]:
         When not one replica succeeded.
     """
     path: Path = run.path("farm", "manifest.jsonl")
-    path.write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
+    write_atomically(path, "".join(json.dumps(record.as_dict()) + "\n" for record in records).encode())
     finished = [record for record in records if record.state == "done"]
     if not finished:
         raise HpcMolgenError(f"all {len(records)} replicas failed; the first error: {records[0].error}")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hpc_molgen.errors import InputError
+from hpc_molgen.files import write_atomically
 
 if TYPE_CHECKING:
     from hpc_molgen.config import RepresentationConfig
@@ -65,9 +66,7 @@ class Representation(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def from_state(
-        cls, system: MolecularSystem, tensors: dict[str, torch.Tensor], values: dict[str, object]
-    ) -> Representation:
+    def from_state(cls, system: MolecularSystem, tensors: dict[str, torch.Tensor], values: dict[str, object]) -> Representation:
         """Rebuild what `state` returned."""
 
     @property
@@ -79,9 +78,7 @@ class Representation(abc.ABC):
         """Write a safetensors file with the constants."""
         tensors, values = self.state()
         metadata = {"name": self.name, "system_key": system.key, "values": json.dumps(values)}
-        partial = path.with_suffix(".partial")
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
-        partial.replace(path)
+        write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata=metadata))
 
 
 def representation_class(name: str) -> type[Representation]:

@@ -11,13 +11,15 @@ import torch
 
 from hpc_molgen.representations.base import Representation
 from hpc_molgen.representations.zmatrix import ZMatrix, wrap_angle
+from hpc_molgen.systems.torsions import Quad
 
 if TYPE_CHECKING:
     from hpc_molgen.config import RepresentationConfig
     from hpc_molgen.systems.base import MolecularSystem
 
-# a torsion whose circular standard deviation is above this (radians) counts as free: it lives on the torus
-FREE_TORSION_SD = 0.6
+# a torsion whose circular standard deviation is above this (radians) counts as free: it lives on the torus (peptide bonds
+# have 0.15 at 300 K, phi and psi within one basin 0.35 and more)
+FREE_TORSION_SD = 0.35
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class InternalRepresentation(Representation):
     target: ClassVar[str] = "the flexible molecule, all 3N - 6 internal coordinates"
 
     def __init__(self, zmatrix: ZMatrix, tensors: dict[str, torch.Tensor]) -> None:
+        tensors = {name: value.contiguous() for name, value in tensors.items()}  # same bits before and after a file
         self.zmatrix = zmatrix
         self.symmetries = find_symmetries(zmatrix)
         self._centre = tensors["centre"]  # of every torsion, folded ones times their fold
@@ -86,8 +89,14 @@ class InternalRepresentation(Representation):
 
     @classmethod
     def fit(
-        cls, system: MolecularSystem, config: RepresentationConfig, positions_nm: np.ndarray, weights: np.ndarray
+        cls,
+        system: MolecularSystem,
+        config: RepresentationConfig,
+        positions_nm: np.ndarray,
+        weights: np.ndarray,
+        free_torsions: tuple[Quad, ...] = (),
     ) -> InternalRepresentation:
+        """Learn constants from frames; `free_torsions` go to the torus even if they hardly move in these frames."""
         zmatrix = ZMatrix(system.topology)
         symmetries = find_symmetries(zmatrix)
         share = torch.as_tensor(weights, dtype=torch.float64)
@@ -100,13 +109,16 @@ class InternalRepresentation(Representation):
         folded = fold_torsions(torsions, symmetries)
         centre = circular_mean(folded, share)
         free = circular_sd(folded, share) > FREE_TORSION_SD
+        free[[row for atoms in free_torsions if (row := torsion_row(zmatrix, atoms)) is not None]] = True
         stiff = torch.cat([bonds, angles, wrap_angle(folded - centre)[:, ~free]], dim=1)
         features = fourier_features(wrap_angle(folded - centre)[:, free])
         mean = weighted_mean(stiff, share)
         design = features * share[:, None]
         centred = features - weighted_mean(features, share)
         ridge = 1e-4 * torch.eye(features.shape[1], dtype=torch.float64)
-        shift = torch.linalg.solve(centred.T @ design + ridge, design.T @ (stiff - mean)) if features.shape[1] else design.T @ stiff
+        shift = (
+            torch.linalg.solve(centred.T @ design + ridge, design.T @ (stiff - mean)) if features.shape[1] else design.T @ stiff
+        )
         residual = stiff - features @ shift
         mean = weighted_mean(residual, share)
         residual = residual - mean
@@ -133,24 +145,20 @@ class InternalRepresentation(Representation):
         free, white = wrap_angle(features[:, : self.n_torus]), features[:, self.n_torus :]
         stiff = self._mean + fourier_features(free) @ self._shift + white @ self._scale.T
         n_bonds, n_angles = self.zmatrix.n_atoms - 1, self.zmatrix.n_atoms - 2
-        bonds, angles, rest = stiff.split([n_bonds, n_angles, stiff.shape[1] - n_bonds - n_angles], dim=1)
+        bonds, angles, rest = stiff[:, :n_bonds], stiff[:, n_bonds : n_bonds + n_angles], stiff[:, n_bonds + n_angles :]
         around = torch.empty((len(features), self.zmatrix.n_atoms - 3), dtype=torch.float64)
         around[:, self._free], around[:, ~self._free] = free, rest
         torsions = unfold_torsions(around, self._centre, self.symmetries)
         inside = (bonds > 0).all(1) & (angles > 0).all(1) & (angles < torch.pi).all(1) & (rest.abs() < torch.pi).all(1)
-        positions, log_abs_det = self.zmatrix.to_positions(
-            bonds.clamp(min=1e-3), angles.clamp(1e-6, torch.pi - 1e-6), torsions
-        )
+        positions, log_abs_det = self.zmatrix.to_positions(bonds.clamp(min=1e-3), angles.clamp(1e-6, torch.pi - 1e-6), torsions)
         log_abs_det = torch.where(inside, log_abs_det + self._log_det, torch.full_like(log_abs_det, -torch.inf))
         return positions, log_abs_det
 
-    def torsion_column(self, atoms: tuple[int, int, int, int]) -> int | None:
+    def torsion_column(self, atoms: Quad) -> int | None:
         """Column of the feature that is the torsion about the bond atoms[1]-atoms[2], or None."""
         columns = {index: column for column, index in enumerate(torch.nonzero(self._free).flatten().tolist())}
-        for index, row in enumerate(self.zmatrix.rows[3:]):
-            if row.proper and {row.a, row.b} == {atoms[1], atoms[2]}:
-                return columns.get(index)
-        return None
+        row = torsion_row(self.zmatrix, atoms)
+        return None if row is None else columns.get(row)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         tensors = {"centre": self._centre, "free": self._free.to(torch.uint8), "mean": self._mean}
@@ -161,6 +169,14 @@ class InternalRepresentation(Representation):
         cls, system: MolecularSystem, tensors: dict[str, torch.Tensor], values: dict[str, object]
     ) -> InternalRepresentation:
         return cls(ZMatrix(system.topology), tensors)
+
+
+def torsion_row(zmatrix: ZMatrix, atoms: Quad) -> int | None:
+    """Index among the torsions of the one that turns the bond atoms[1]-atoms[2] and is the torsion of these atoms."""
+    for index, row in enumerate(zmatrix.rows[3:]):
+        if row.proper and atoms in ((row.atom, row.a, row.b, row.c), (row.c, row.b, row.a, row.atom)):
+            return index
+    return None
 
 
 def find_symmetries(zmatrix: ZMatrix) -> list[Symmetry]:
@@ -200,9 +216,7 @@ def unfold_torsions(around: torch.Tensor, centre: torch.Tensor, symmetries: list
     return torsions
 
 
-def relabel(
-    positions_nm: torch.Tensor, zmatrix: ZMatrix, symmetries: list[Symmetry], centre: torch.Tensor
-) -> torch.Tensor:
+def relabel(positions_nm: torch.Tensor, zmatrix: ZMatrix, symmetries: list[Symmetry], centre: torch.Tensor) -> torch.Tensor:
     """Shift the labels within each group cyclically so that the mean torsion lies within pi/m of centre/m."""
     result = positions_nm.clone()
     for group in symmetries:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class TorsionRepresentation(Representation):
     """Named torsions, or all free ones, for studies of (phi, psi) as in the first published pipelines.
 
-    A feature is the torsion's deviation from its circular mean in the training frames. `decode` sets bonds, angles and stiff torsions
-    to their mean given the chosen torsions (a regression on Fourier features), other free torsions to their circular
-    mean, and returns log|det J| = 0: weights made with it are exact for exp(-u) on this surface and on no other.
+    A feature is the torsion's deviation from its circular mean in the training frames. `decode` sets bonds, angles and
+    stiff torsions to their mean given the chosen torsions (a regression on Fourier features), other free torsions to
+    their circular mean, and returns log|det J| = 0: weights made with it are exact for exp(-u) on this surface alone.
     """
 
     name = "torsion"
@@ -38,16 +38,18 @@ class TorsionRepresentation(Representation):
     def fit(
         cls, system: MolecularSystem, config: RepresentationConfig, positions_nm: np.ndarray, weights: np.ndarray
     ) -> TorsionRepresentation:
-        internal = InternalRepresentation.fit(system, config, positions_nm, weights)
         if config.torsions == "all":
+            internal = InternalRepresentation.fit(system, config, positions_nm, weights)
             return cls(internal, list(range(internal.n_torus)))
+        quads = tuple(torsion_by_name(system.topology, name) for name in config.torsions)
+        internal = InternalRepresentation.fit(system, config, positions_nm, weights, quads)
         columns = []
-        for name in config.torsions:
-            column = internal.torsion_column(torsion_by_name(system.topology, name))
+        for name, atoms in zip(config.torsions, quads, strict=True):
+            column = internal.torsion_column(atoms)
             if column is None:
                 raise InputError(
-                    f"representation.torsions: '{name}' hardly moves in the training frames (a ring, an amide, or too little data); "
-                    "leave it out, or use 'all' for every torsion that is free"
+                    f"representation.torsions: '{name}' turns no bond of the Z-matrix (it lies in a ring, or other atoms "
+                    "define the torsion of its bond); leave it out, or use 'all' for every torsion that is free"
                 )
             columns.append(column)
         return cls(internal, columns)

@@ -41,7 +41,7 @@ class ZMatrix:
     """Z-matrix of one connected molecule, 3N - 6 coordinates.
 
     The coordinates of row i are bond r, angle theta and torsion tau: row 1 has r alone, row 2 has r and theta.
-    The order of atoms follows the largest subtree first, so that backbone torsions (phi, psi, omega) are coordinates themselves.
+    The order of atoms follows the largest subtree first, so that backbone torsions (phi, psi, omega) are coordinates.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ class ZMatrix:
         size: dict[int, int] = {}
         for atom in reversed(parents):
             size[atom] = 1 + sum(size[child] for child in children[atom])
-        for atom in children:
-            children[atom].sort(key=lambda child: (-size[child], self._elements[child] == "H", child))
+        for branch in children.values():
+            branch.sort(key=lambda child: (-size[child], self._elements[child] == "H", child))
         first = next(iter(parents))
         second = children[first][0]
         third = children[second][0]
@@ -103,7 +103,9 @@ class ZMatrix:
     ) -> None:
         kinds = Counter((self._elements[child], len(self._neighbours[child])) for child in waiting)
         alike = len(kinds) == 1 and len(self._neighbours[waiting[0]]) == 1 if waiting else False
-        fold = len(waiting) if proper and alike and len(waiting) in (2, 3) and len(self._neighbours[a]) == len(waiting) + 1 else 1
+        fold = (
+            len(waiting) if proper and alike and len(waiting) in (2, 3) and len(self._neighbours[a]) == len(waiting) + 1 else 1
+        )
         leader = -1
         for child in waiting:
             row = Row(child, a, b, c, leader, fold if leader < 0 else 1, proper and leader < 0)
@@ -201,4 +203,5 @@ def _place(
         + (sine * torch.cos(torsion)).unsqueeze(-1) * side
         + (sine * torch.sin(torsion)).unsqueeze(-1) * normal
     )
-    return a + bond.unsqueeze(-1) * step
+    position: torch.Tensor = a + bond.unsqueeze(-1) * step
+    return position

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from hpc_molgen.errors import InputError
+from hpc_molgen.files import write_atomically
 
 SURROGATES = {"diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionSurrogate"}
 
@@ -21,7 +22,7 @@ SURROGATES = {"diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionS
 class Surrogate(nn.Module, abc.ABC):
     """A generative model of feature vectors.
 
-    A subclass is built from keyword arguments of plain values alone, kept as `hyperparameters`, so that its file needs no pickle.
+    A subclass is built from keyword arguments of plain values alone, kept as `hyperparameters`: its file needs no pickle.
     """
 
     has_log_density: bool
@@ -56,10 +57,8 @@ class Surrogate(nn.Module, abc.ABC):
     def save(self, path: Path, name: str, system_key: str) -> None:
         """Write weights and hyperparameters as safetensors, atomically."""
         metadata = {"name": name, "system_key": system_key, "hyperparameters": json.dumps(self.hyperparameters)}
-        partial = path.with_suffix(".partial")
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
+        write_atomically(path, save(tensors, metadata=metadata))
 
 
 def surrogate_class(name: str) -> type[Surrogate]:

@@ -46,18 +46,16 @@ _ATOMS = {
 }
 
 
-def _place(
-    a: np.ndarray, b: np.ndarray, c: np.ndarray, bond_nm: float, angle_deg: float, torsion_deg: float
-) -> np.ndarray:
+def _place(a: np.ndarray, b: np.ndarray, c: np.ndarray, bond_nm: float, angle_deg: float, torsion_deg: float) -> np.ndarray:
     """Position of the atom bonded to `a`, at an angle with `b` and a torsion about b-a with `c`."""
     angle, torsion = np.radians(angle_deg), np.radians(torsion_deg)
     axis = (a - b) / np.linalg.norm(a - b)
     normal = np.cross(b - c, axis)
     normal /= np.linalg.norm(normal)
     side = np.cross(normal, axis)
-    return a + bond_nm * (
-        -np.cos(angle) * axis + np.sin(angle) * (np.cos(torsion) * side + np.sin(torsion) * normal)
-    )
+    across = np.cos(torsion) * side + np.sin(torsion) * normal
+    position: np.ndarray = a + bond_nm * (np.sin(angle) * across - np.cos(angle) * axis)
+    return position
 
 
 def _build() -> tuple[app.Topology, np.ndarray]:

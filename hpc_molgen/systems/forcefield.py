@@ -50,8 +50,8 @@ def build_system(
 ) -> MolecularSystem:
     """Type `topology` and return the system: without cut-off and flexible, or periodic with rigid water.
 
-    A periodic box in the topology means explicit solvent: PME with a cut-off of 1 nm and rigid water. Without a box there is neither
-    cut-off nor constraint, as exact reweighting needs.
+    A periodic box in the topology means explicit solvent: PME with a cut-off of 1 nm and rigid water. Without a box there
+    is neither cut-off nor constraint, as exact reweighting needs.
 
     Raises
     ------

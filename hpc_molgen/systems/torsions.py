@@ -44,9 +44,10 @@ def _backbone_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
     from mdtraj.geometry import dihedral
 
     named = {}
-    for name in ("phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4"):
+    for name in ("phi", "psi", "chi1", "chi2", "chi3", "chi4"):
         quads = getattr(dihedral, f"indices_{name}")(topology)
         named[name] = [(int(a), int(b), int(c), int(d)) for a, b, c, d in quads]
+    named["omega"] = amide_torsions(topology)  # mdtraj's omega leaves out the caps ACE and NME
     return named
 
 
@@ -100,19 +101,36 @@ def atoms_beyond(topology: mdtraj.Topology, near: int, far: int) -> list[int] | 
     return sorted(found)
 
 
+def _is_carbonyl(atom: int, elements: list[str], neighbours: list[list[int]]) -> bool:
+    return elements[atom] == "C" and any(elements[o] in "OS" and len(neighbours[o]) == 1 for o in neighbours[atom])
+
+
+def amide_torsions(topology: mdtraj.Topology) -> list[Quad]:
+    """Return one torsion X-C-N-Y for each amide bond, caps included, in the order of the atoms."""
+    neighbours, elements = _neighbours(topology), [atom.element.symbol for atom in topology.atoms]
+    names = [atom.name for atom in topology.atoms]
+    quads = []
+    for first, second in topology.bonds:
+        carbon, nitrogen = (first.index, second.index) if first.element.symbol == "C" else (second.index, first.index)
+        if elements[nitrogen] != "N" or not _is_carbonyl(carbon, elements, neighbours):
+            continue
+        before = [a for a in neighbours[carbon] if elements[a] == "C"]
+        after = [a for a in neighbours[nitrogen] if elements[a] == "C" and a != carbon]
+        if before and after:
+            after.sort(key=lambda a: (names[a] != "CA", a))  # proline has two carbons there
+            quads.append((before[0], carbon, nitrogen, after[0]))
+    return sorted(quads, key=lambda quad: quad[1])
+
+
 def rotatable_torsions(topology: mdtraj.Topology) -> list[Quad]:
     """Return one torsion for each rotatable bond: single, not in a ring, not an amide, no bare methyl at an end."""
     neighbours = _neighbours(topology)
     elements = [atom.element.symbol for atom in topology.atoms]
     heavy = [[other for other in neighbours[atom] if elements[other] != "H"] for atom in range(topology.n_atoms)]
-
-    def carbonyl(atom: int) -> bool:
-        return elements[atom] == "C" and any(elements[o] in "OS" and len(neighbours[o]) == 1 for o in neighbours[atom])
-
     quads = []
     for a, b in topology.bonds:
         i, j = a.index, b.index
-        amide = (carbonyl(i) and elements[j] == "N") or (carbonyl(j) and elements[i] == "N")
+        amide = any(_is_carbonyl(c, elements, neighbours) and elements[n] == "N" for c, n in ((i, j), (j, i)))
         if len(heavy[i]) < 2 or len(heavy[j]) < 2 or amide or atoms_beyond(topology, i, j) is None:
             continue
         first = min((o for o in heavy[i] if o != j), key=lambda o: (len(neighbours[o]) == 1, o))
@@ -138,9 +156,7 @@ def set_torsion(topology: mdtraj.Topology, positions_nm: np.ndarray, atoms: Quad
     axis = axis / np.linalg.norm(axis)
     relative = positions_nm[moving] - origin
     turned = (
-        relative * np.cos(turn)
-        + np.cross(axis, relative) * np.sin(turn)
-        + np.outer(relative @ axis, axis) * (1 - np.cos(turn))
+        relative * np.cos(turn) + np.cross(axis, relative) * np.sin(turn) + np.outer(relative @ axis, axis) * (1 - np.cos(turn))
     )
     result = np.array(positions_nm, dtype=np.float64)
     result[moving] = origin + turned

@@ -67,7 +67,7 @@ class Trainer:
         directory: Path,
         group: ProcessGroup,
         seed: int,
-        on_step: Callable[[int, int], None] = lambda step, total: None,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.config, self.group, self.seed, self.directory, self.on_step = config, group, seed, directory, on_step
         self.surrogate = surrogate.to(group.device)
@@ -130,7 +130,8 @@ class Trainer:
                 last_logged, started = self.step, time.perf_counter()
             if self.step % config.validate_every == 0 or self.step == config.n_steps:
                 self._write_metrics({"held_out_loss": self.validate()})
-            self.on_step(self.step, config.n_steps)
+            if self.on_step is not None:
+                self.on_step(self.step)
             due = time.monotonic() - last_saved > config.checkpoint_every_s
             if self.step % 10 == 0 or self.group.size == 1:  # how soon ranks notice what one of them wants
                 stop, due = self.group.any_of(self._stop), self.group.any_of(due)
@@ -156,7 +157,7 @@ class Trainer:
             mean = losses[name].sum() / config.batch_size
             optimiser = self.optimisers[name]
             optimiser.zero_grad(set_to_none=True)
-            (mean * group.size).backward()  # type: ignore[no-untyped-call]  # DDP averages over ranks
+            (mean * group.size).backward()  # DDP averages over ranks
             nn.utils.clip_grad_norm_(part.parameters(), config.gradient_clip)
             for settings in optimiser.param_groups:
                 settings["lr"] = rate
@@ -173,7 +174,8 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        averages, values = list(self.ema.parameters()), list(self.surrogate.parameters())
+        averages = [parameter.data for parameter in self.ema.parameters()]
+        values = [parameter.data for parameter in self.surrogate.parameters()]
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ def train_surrogate(run: Run) -> dict[str, Any]:
             directory,
             group,
             run.config.seed,
-            lambda step, _: progress.set(step),
+            progress.set,
         )
         averaged = trainer.run()
         if group.is_root:

@@ -1,7 +1,7 @@
 """Baselines of the `ramachandran` suite: the DDPM of the first published pipeline, and a kernel density estimate on the torus.
 
-The DDPM is written anew from its description (facts/peers.md, section A). It is a baseline and so keeps what is weak in it: raw radians
-in the plane, no averaging of weights, no validation, 1000 ancestral steps.
+The DDPM is written anew from its description (facts/peers.md, section A). It is a baseline and so keeps what is weak in it: raw
+radians in the plane, no averaging of weights, no validation, 1000 ancestral steps.
 """
 
 from __future__ import annotations
@@ -81,13 +81,11 @@ class PublishedDdpm:
         """Fit the network to angles (n, 2) in (-pi, pi]; return the number of optimiser steps."""
         settings, generator = self.settings, torch_generator(self.seed, "published training")
         data, kept = torch.from_numpy(angles_rad).float(), self.kept.float()
-        optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs)
         n_steps = 0
         for _ in range(settings.epochs):
-            for items in torch.randperm(len(data), generator=generator).split(settings.batch_size):
+            for items in torch.split(torch.randperm(len(data), generator=generator), settings.batch_size):
                 level = torch.randint(settings.n_levels, (len(items),), generator=generator)
                 noise = torch.randn((len(items), 2), generator=generator)
                 scale = kept[level][:, None]
@@ -145,5 +143,6 @@ def _log_likelihood(fitted_rad: np.ndarray, tested_rad: np.ndarray, bandwidth_de
 
 
 def _grid_counts(angles_rad: np.ndarray) -> np.ndarray:
-    counts: np.ndarray = np.histogram2d(*wrap(angles_rad).T, bins=_GRID, range=((-np.pi, np.pi), (-np.pi, np.pi)))[0]
+    phi, psi = wrap(angles_rad).T
+    counts: np.ndarray = np.histogram2d(phi, psi, bins=_GRID, range=((-np.pi, np.pi), (-np.pi, np.pi)))[0]
     return counts

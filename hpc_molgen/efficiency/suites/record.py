@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
+import logging
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpc_molgen.workers import Stopwatch, available_cores
+from hpc_molgen.run import provenance
+from hpc_molgen.workers import Stopwatch
 
+log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
-_PACKAGES = ("hpc-molgen", "numpy", "scipy", "torch", "openmm", "mdtraj")
 
 
 class Costs:
@@ -28,14 +26,18 @@ class Costs:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Measure a block in this process; what it does in others it adds to the yielded entry itself."""
+        """Measure a block in this process; the yielded entry holds the result after it."""
         watch = Stopwatch()
-        entry: dict[str, Any] = {"stage": name, "cpu_s": 0.0, "wall_s": 0.0}
+        entry: dict[str, Any] = {}
         yield entry
-        entry["cpu_s"] += watch.cpu_s
-        entry["wall_s"] += watch.wall_s
-        entry["load_average_1min"] = os.getloadavg()[0]
+        entry.update(self.add(name, watch.cpu_s, watch.wall_s))
+
+    def add(self, name: str, cpu_s: float, wall_s: float) -> dict[str, Any]:
+        """Enter what was measured elsewhere."""
+        entry = {"stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "load_average_1min": os.getloadavg()[0]}
         self.stages.append(entry)
+        log.info("%s: %.1f CPU s, %.1f s", name, cpu_s, wall_s)
+        return entry
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
@@ -54,69 +56,21 @@ def complete_record(record: dict[str, Any], name: str, size: str, seed: int) -> 
         "seed": seed,
         "date_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "command": f"hpc-molgen benchmark {name} --size {size} --seed {seed} --out DIR",
-        "software": software_versions(),
-        "git_commit": git_commit(),
-        "hardware": hardware(),
+        "provenance": {**provenance(), "load_average": list(os.getloadavg())},
         **record,
     }
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def git_commit() -> str | None:
-    """Commit of the source tree, with "-dirty" if it differs from it; None outside a repository."""
-    folder = str(Path(__file__).parent)
-    try:
-        commit = subprocess.run(
-            ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", folder, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("-dirty" if changed else "")
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory and load average; no host name."""
-    return {
-        "cpu": _cpu_model(),
-        "cores_available": available_cores(),
-        "cores_of_machine": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_average_at_end": list(os.getloadavg()),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def render_markdown(record: dict[str, Any]) -> str:
     """Return the record as text: question, answer, targets, tables, costs, how to repeat it.
 
-    A suite's own part of the record holds `question`, `answer` (sentences), `targets` (name, target, measured, reached), `tables` (caption,
-    columns, rows), `costs` and `notes`.
+    A suite's own part of the record holds `question`, `answer` (sentences), `targets` (name, target, measured, reached),
+    `tables` (caption, columns, rows), `costs` and `notes`.
     """
-    hardware_line = ", ".join(f"{key} {_text(value)}" for key, value in record["hardware"].items())
-    software_line = ", ".join(f"{key} {value}" for key, value in record["software"].items())
+    origin = record["provenance"]
+    packages = ", ".join(f"{key} {value}" for key, value in {"hpc_molgen": origin["hpc_molgen"], **origin["packages"]}.items())
+    load = "/".join(f"{value:.2f}" for value in origin["load_average"])
+    hardware = f"{origin['cpu']}, {origin['cores']} cores, {origin['memory_gib']} GiB, load average at the end {load}"
     lines = [f"# {record['suite']} ({record['size']})", "", record["question"], ""]
     lines += [f"- {sentence}" for sentence in record["answer"]] + [""]
     targets = [
@@ -130,8 +84,9 @@ def render_markdown(record: dict[str, Any]) -> str:
     rows = [[stage[column] for column in columns] for stage in record["costs"]]
     lines += _table("Costs", ["stage", "CPU s", "wall s", "load average (1 min)"], rows)
     lines += [f"- {note}" for note in record["notes"]]
-    lines += ["", f"Repeat: `{record['command']}`", "", f"Hardware: {hardware_line}", "", f"Software: {software_line}"]
-    lines += ["", f"Commit: {record['git_commit'] or 'none'}; seed {record['seed']}; {record['date_utc']} UTC", ""]
+    lines += ["", f"Repeat: `{record['command']}`", "", f"Hardware: {hardware}", ""]
+    lines += [f"Software: Python {origin['python']}, {packages}; commit {origin['git_commit'] or 'none'}", ""]
+    lines += [f"Seed {record['seed']}; {record['date_utc']} UTC", ""]
     return "\n".join(lines)
 
 

@@ -27,12 +27,15 @@ class ResidualBlock(nn.Module):
 class VelocityNetwork(nn.Module):
     """v(a, y, phi) for angles a (n, n_torus), whitened coordinates y (n, n_euclidean) and the noise angle phi.
 
-    A residual trunk h(a, phi) sees the angles as (cos ka, sin ka). The Euclidean part enters in three ways only, each with a divergence
-    in closed form: a mean m(h); a map U diag(g(h)) V y, linear in y, of which the trace is g . diag(V U); and a perceptron
-    with two hidden layers whose biases depend on h, W3 silu(W2 silu(W1 y + c1) + c2), of which the trace is
-    d2 . (W2 * (W1 W3)^T) d1 with d the slopes of the activations. So the n_euclidean Jacobian-vector products of the usual
-    exact divergence cost one matrix product here; the n_torus angles take one Jacobian-vector product each.
+    A residual trunk h(a, phi) sees the angles as (cos ka, sin ka). The Euclidean part enters in three ways only, each
+    with a divergence in closed form: a mean m(h); a map U diag(g(h)) V y, linear in y, of which the trace is
+    g . diag(V U); and a perceptron with two hidden layers whose biases depend on h, W3 silu(W2 silu(W1 y + c1) + c2), of
+    which the trace is d2 . (W2 * (W1 W3)^T) d1 with d the slopes of the activations. So the n_euclidean Jacobian-vector
+    products of the usual exact divergence cost one matrix product here; the angles take one such product each.
     """
+
+    harmonics: torch.Tensor
+    frequencies: torch.Tensor
 
     def __init__(self, n_torus: int, n_euclidean: int, hidden: int, depth: int, harmonics: int) -> None:
         super().__init__()
@@ -111,7 +114,7 @@ class VelocityNetwork(nn.Module):
         for column in range(self.n_torus):
             tangent = torch.zeros_like(angles)
             tangent[:, column] = 1.0
-            _, slope = torch.func.jvp(lambda a: self._evaluate(a, rest, time, trace=False)[0], (angles,), (tangent,))
+            slope = torch.func.jvp(lambda a: self._evaluate(a, rest, time, trace=False)[0], (angles,), (tangent,))[1]
             divergence = divergence + slope[:, column]
         return velocity, divergence
 

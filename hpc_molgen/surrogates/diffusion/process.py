@@ -1,18 +1,19 @@
 """The noising process on a torus times a Euclidean space, with one clock for both.
 
-Euclidean coordinates follow the variance-preserving process dx = -x beta/2 dt + sqrt(beta) dW (Song et al. 2021, ICLR), angles the
-Brownian motion da = sqrt(beta) dW on the circle. With cos(phi)^2 = exp(-integral of beta) the kernels at "noise angle" phi are
+Euclidean coordinates follow the variance-preserving process dx = -x beta/2 dt + sqrt(beta) dW (Song et al. 2021, ICLR),
+angles the Brownian motion da = sqrt(beta) dW on the circle. With cos(phi)^2 = exp(-integral of beta) the kernels at
+"noise angle" phi are
 
     x_phi = cos(phi) x_0 + sin(phi) eps,        a_phi = a_0 + tau eps (wrapped),  tau^2 = -2 ln cos(phi),
 
-so phi = 0 is data and phi = pi/2 is exactly the prior: standard normal times uniform. In terms of phi the probability-flow ODE is
-d(x, a)/dphi = v(x, a, phi), where v is the conditional mean, given (x_phi, a_phi), of
+so phi = 0 is data and phi = pi/2 is exactly the prior: standard normal times uniform. In terms of phi the
+probability-flow ODE is d(x, a)/dphi = v(x, a, phi), where v is the conditional mean, given (x_phi, a_phi), of
 
     v_x = cos(phi) eps - sin(phi) x_0   (Salimans and Ho 2022, ICLR, section 4),
     v_a = -tan(phi) d/da ln p(a_phi | a_0),
 
-both of order one at every phi. For whitened Gaussian data the mean of v_x is zero, and for uniform angles that of v_a, so a network
-learns only how the molecule differs from that. Scores follow as s_x = -x - v_x / tan(phi) and s_a = -v_a / tan(phi).
+both of order one at every phi. For whitened Gaussian data the mean of v_x is zero, and for uniform angles that of v_a, so a
+network learns only how the molecule differs from that. Scores follow as s_x = -x - v_x / tan(phi) and s_a = -v_a / tan(phi).
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def torus_velocity(delta: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     delta, phi : torch.Tensor
-        Broadcastable.
+        phi expands to the shape of delta.
     """
-    delta, phi = torch.broadcast_tensors(wrap_angle(delta), phi)
+    delta = wrap_angle(delta)
+    phi = phi.expand_as(delta)
     tau = torus_sd(phi)
     near = tau < _SWITCH_TAU
     safe_tau = torch.where(near, tau.clamp(min=1e-4), torch.ones_like(tau))

@@ -131,7 +131,7 @@ class DiffusionSurrogate(Surrogate):
         for index in range(n_steps):
             phi = start + index * step
             times = self.network.embed_time(torch.tensor([phi, phi + step / 2, phi + step]).to(features))
-            slopes = []
+            slopes: list[tuple[torch.Tensor, float]] = []
             point = features
             for stage, (fraction, weight) in enumerate(((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))):
                 if stage:
@@ -144,9 +144,7 @@ class DiffusionSurrogate(Surrogate):
             features = features + step / 6 * sum(weight * velocity for velocity, weight in slopes)
         return self._wrapped(features), change
 
-    def _slope(
-        self, features: torch.Tensor, time: torch.Tensor, divergence: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _slope(self, features: torch.Tensor, time: torch.Tensor, divergence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         if divergence:
             return self.network.velocity_and_divergence(features, time)
         return self.network(features, time), None
@@ -157,7 +155,8 @@ class DiffusionSurrogate(Surrogate):
     def _ancestral(self, n: int, generator: torch.Generator, n_levels: int) -> torch.Tensor:
         """Ancestral sampling (Ho et al. 2020, algorithm 2), and its analogue on the circle, at `n_levels` noise levels.
 
-        The circle has no closed posterior of a_(i-1) given a_i and a_0; the step is the reverse SDE with the exact change of tau^2.
+        The circle has no closed posterior of a_(i-1) given a_i and a_0; the step is the reverse SDE with the exact change
+        of tau^2.
         """
         m = self.n_torus
         features = self.draw_prior(n, generator)
@@ -183,7 +182,8 @@ class DiffusionSurrogate(Surrogate):
     def interpolate(self, first: torch.Tensor, last: torch.Tensor, n_points: int, n_steps: int = 16) -> torch.Tensor:
         """Path of `n_points` features (n_points, n_features) between two feature vectors (n_features,), ends included.
 
-        Both are run to the prior; there angles go the shorter way round and the rest along a great circle, and the path is run back.
+        Both are run to the prior; there angles go the shorter way round and the rest along a great circle, and the path is
+        run back.
         """
         m = self.n_torus
         ends, _ = self.integrate(torch.stack([first, last]).to(self._like()), 0.0, HALF_PI, n_steps, divergence=False)

@@ -1,0 +1,59 @@
+# make demo: set up and run alanine dipeptide end to end.   make test: set up and run all tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/alanine-dipeptide
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help demo test lint clean slurm-packages
+help:
+	@grep '^# make' Makefile | sed 's/^# //; s/   make/\nmake/g'
+
+# Debian splits venv off python3: where it is missing and we are root, fetch it
+$(BIN)/python:
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  echo "Python 3.11 or newer is needed (PYTHON=... names one)"; exit 1; fi
+	@if ! $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; then \
+	  rm -rf $(VENV); \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv python3-pip; fi; \
+	  $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: install python3-venv"; exit 1; }; fi
+
+# torch first and exactly: any other spelling may pull gigabytes of CUDA packages
+$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+	@echo "installing pinned dependencies into $(VENV)"
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install -c constraints.txt -e '.[mpi]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@$(PIP) install -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/hpc-molgen run alanine-dipeptide --out $(OUT)
+
+# a real Slurm for tests/slurm: from Debian's packages, where we may install them
+slurm-packages:
+	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge) \
+	    >/dev/null 2>&1 || echo "SKIPPED: Slurm could not be installed; tests/slurm will be skipped"; \
+	else echo "SKIPPED: Slurm is absent and may not be installed here; tests/slurm will be skipped"; fi
+
+test: $(VENV)/.test slurm-packages
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check hpc_molgen tests setup.py
+	@$(BIN)/ruff format --check hpc_molgen tests setup.py
+	@$(BIN)/mypy
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports --no-cache
+	@$(BIN)/shellcheck .ci/run slurm/*.sbatch
+
+clean:
+	rm -rf $(VENV) runs benchmark-results *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

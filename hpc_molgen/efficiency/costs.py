@@ -1,0 +1,217 @@
+"""What a run cost, stage by stage, and from which number of effective samples on a surrogate would have been cheaper than MD.
+
+All costs are CPU-core seconds, wall seconds beside; definitions: facts/metrics.md, "Cost".
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpc_molgen.datasets import is_held_out
+from hpc_molgen.run import STAGES, read_json, stage_costs
+
+if TYPE_CHECKING:
+    from hpc_molgen.run import Run
+
+AMORTISED_OVER = 10
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage took over all its attempts.
+
+    Attributes
+    ----------
+    cpu_s, wall_s, gpu_h : float
+        CPU seconds of all ranks and processes, wall seconds, GPU hours (wall time on GPUs times ranks).
+    work_cpu_s : float
+        The part that did the stage's work; the rest is start-up: imports, processes, measurements, files.
+    """
+
+    stage: str
+    cpu_s: float
+    wall_s: float
+    work_cpu_s: float
+    gpu_h: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class CostBook:
+    """The sums that enter the break-even, in CPU seconds.
+
+    Attributes
+    ----------
+    data, validation : float
+        MD of the walkers that training saw, and of those held out.
+    equilibration : float
+        Share of both that was equilibration: what MD pays before its first sample.
+    shared_start : float
+        Bias scan, platform measurement, process start: both sides need it, so it enters neither.
+    training : float
+        Featurize and train, all attempts.
+    sampling, energies : float
+        Drawing all samples with ln q; their energies.
+    simulated_ns : float
+        Of all walkers, equilibration included; 0 for imported trajectories.
+    """
+
+    stages: tuple[StageCost, ...]
+    data: float
+    validation: float
+    equilibration: float
+    shared_start: float
+    training: float
+    sampling: float
+    energies: float
+    simulated_ns: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def collect_costs(run: Run) -> CostBook:
+    """Read the costs of the finished stages of a run."""
+    walkers = _details(run, "reference").get("walkers", [])
+    fraction = run.config.reference.held_out_fraction
+    held_out = [is_held_out(number, fraction) for number in range(len(walkers))]
+    walker_cpu = np.array([walker["cpu_s"] for walker in walkers])
+    config = run.config.reference
+    share = config.equilibration_ps / (config.equilibration_ps + config.production_ps)
+    sampling = float(_details(run, "sample").get("cpu_s", 0.0))
+    energies = float(_details(run, "correct").get("energy_cpu_s", 0.0))
+    farm = float(_details(run, "farm").get("cpu_s", 0.0))
+    # training does its work in the stage's own process: import of torch included
+    work = {"reference": float(walker_cpu.sum()), "sample": sampling, "correct": energies, "farm": farm}
+    stages = tuple(_stage_cost(run, stage, work.get(stage)) for stage in STAGES if stage != "report")
+    by_name = {cost.stage: cost for cost in stages}
+    return CostBook(
+        stages=stages,
+        data=float(walker_cpu[~np.array(held_out, dtype=bool)].sum()),
+        validation=float(walker_cpu[np.array(held_out, dtype=bool)].sum()),
+        equilibration=0.0 if config.trajectories else float(walker_cpu.sum() * share),
+        shared_start=max(0.0, by_name["reference"].cpu_s - float(walker_cpu.sum())),
+        training=by_name["featurize"].cpu_s + by_name["train"].cpu_s,
+        sampling=sampling,
+        energies=energies,
+        simulated_ns=float(sum(walker["ns"] for walker in walkers)),
+    )
+
+
+def _details(run: Run, stage: str) -> dict[str, Any]:
+    return run.details(stage) if run.path(stage, "done.json").is_file() else {}
+
+
+def _stage_cost(run: Run, stage: str, work_cpu_s: float | None) -> StageCost:
+    totals = stage_costs(run, stage)
+    done = run.path(stage, "done.json")
+    gpus = read_json(done)["provenance"]["gpus"] if done.is_file() else []
+    details = _details(run, stage)
+    on_gpu = stage == "train" and str(details.get("device", "cpu")).startswith("cuda") or (stage == "sample" and bool(gpus))
+    return StageCost(
+        stage=stage,
+        cpu_s=totals["cpu_s"],
+        wall_s=totals["wall_s"],
+        work_cpu_s=totals["cpu_s"] if work_cpu_s is None else work_cpu_s,
+        gpu_h=totals["wall_s"] / 3600 * float(details.get("ranks", 1)) if on_gpu else 0.0,
+        attempts=int(totals["attempts"]),
+    )
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """CPU seconds for one more effective sample.
+
+    Attributes
+    ----------
+    value : float
+    replicates : np.ndarray, shape=(n_replicates,)
+        Bootstrap replicates, from those of the number of effective samples.
+    """
+
+    value: float
+    replicates: np.ndarray
+
+    def interval(self) -> tuple[float, float]:
+        """95 % percentile interval."""
+        low, high = np.quantile(self.replicates, [0.025, 0.975], method="inverted_cdf")
+        return float(low), float(high)
+
+    def scaled(self, factor: float) -> Marginal:
+        """Return the cost times a factor."""
+        return Marginal(self.value * factor, self.replicates * factor)
+
+
+def marginal_cost(cpu_s: float, n_effective: float, replicates: np.ndarray) -> Marginal:
+    """Cost of one effective sample when `cpu_s` bought `n_effective` of them; inf when it bought none."""
+    with np.errstate(divide="ignore"):
+        per_replicate = np.divide(cpu_s, replicates, out=np.full(len(replicates), np.inf), where=replicates > 0)
+    return Marginal(cpu_s / n_effective if n_effective > 0 else float("inf"), per_replicate)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Break-even under one way of counting.
+
+    Attributes
+    ----------
+    name, meaning : str
+    fixed_cpu_s : float or None
+        What the surrogate costs before its first sample, less what MD costs before its own; None: not available in this run.
+    n_star, low, high : float
+        Effective samples from which on the surrogate is cheaper; inf is "never".
+    """
+
+    name: str
+    meaning: str
+    fixed_cpu_s: float | None
+    n_star: float
+    low: float
+    high: float
+
+    def words(self) -> str:
+        """Return n* in words."""
+        if self.fixed_cpu_s is None:
+            return "not available in this run"
+        return samples_in_words(self.n_star)
+
+
+def samples_in_words(n: float) -> str:
+    """Write a number of effective samples; inf is "never"."""
+    return f"{n:,.0f}" if np.isfinite(n) else "never"
+
+
+def break_even(fixed_cpu_s: float, md: float | np.ndarray, surrogate: float | np.ndarray) -> np.ndarray:
+    """Return n* = fixed / (c_MD - c_S) where c_MD > c_S, else inf; 0 when nothing has to be paid back."""
+    gain = np.asarray(md, dtype=np.float64) - np.asarray(surrogate, dtype=np.float64)
+    gain = np.where(np.isfinite(gain), gain, 0.0)
+    result: np.ndarray = np.divide(max(fixed_cpu_s, 0.0), gain, out=np.full(gain.shape, np.inf), where=gain > 0)
+    return result
+
+
+def scenarios(costs: CostBook, md: Marginal, surrogate: Marginal) -> list[Scenario]:
+    """Return the four scenarios of metrics.md."""
+    paid = costs.data + costs.training + costs.validation
+    fixed: list[tuple[str, str, float | None]] = [
+        ("data paid", "reference data, training and validation all paid", paid - costs.equilibration),
+        ("data there", "reference data already there (MD would go on from them); training paid", costs.training),
+        ("energies alone", "a surrogate trained without reference data", None),
+        (
+            f"amortised over {AMORTISED_OVER}",
+            f"data, training and validation shared by {AMORTISED_OVER} temperatures or molecules (assumed, not done here)",
+            paid / AMORTISED_OVER - costs.equilibration,
+        ),
+    ]
+    return [_scenario(name, meaning, value, md, surrogate) for name, meaning, value in fixed]
+
+
+def _scenario(name: str, meaning: str, fixed: float | None, md: Marginal, surrogate: Marginal) -> Scenario:
+    if fixed is None:
+        return Scenario(name, meaning, None, float("nan"), float("nan"), float("nan"))
+    spread = break_even(fixed, md.replicates, surrogate.replicates)
+    low, high = np.quantile(spread, [0.025, 0.975], method="inverted_cdf")
+    return Scenario(name, meaning, fixed, float(break_even(fixed, md.value, surrogate.value)), float(low), float(high))

@@ -1,0 +1,94 @@
+"""The task that a job runs on every rank. It is made of two strings, so what submitit pickles is tiny and never out of date."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hpc_molgen.errors import EXIT_BUG, EXIT_INTERRUPTED, EnvironmentProblem, HpcMolgenError
+from hpc_molgen.pipeline import run_stages
+from hpc_molgen.run import Run
+from hpc_molgen.workers import Workers
+
+if TYPE_CHECKING:
+    from submitit import JobEnvironment
+
+# where `submit --site local` keeps the mask of GPUs that submitit's local executor overwrites with an empty one
+GPU_MASK = "HPC_MOLGEN_CUDA_VISIBLE_DEVICES"
+# below the range from which Linux takes ports of outgoing connections; consecutive jobs get different ports
+_FIRST_PORT, _N_PORTS = 15_000, 17_000
+
+
+def run_stage(stage: str, directory: str) -> None:
+    """Run one stage of a run directory as one rank of a submitit job.
+
+    `train` runs on torch's ranks (DDP), every other stage on MPI's ranks, and a job of one task on the cores it has.
+    """
+    from submitit import JobEnvironment
+
+    environment = JobEnvironment()
+    workers = Workers()
+    try:
+        _prepare(environment, stage)
+        workers = Workers.detect()
+        logging.basicConfig(
+            level=logging.INFO if workers.is_root else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+        )
+        if workers.size != environment.num_tasks:
+            raise EnvironmentProblem(
+                f"Slurm started {environment.num_tasks} tasks, but each sees {workers.size}: 'mpi' in the site file must be "
+                "the type that this MPI library speaks (pmi2 for MPICH, pmix for Open MPI; srun --mpi=list shows them)"
+            )
+        run_stages(Run.open(Path(directory), workers), only=stage)
+    except BaseException as error:
+        _fail(error, workers)
+
+
+def _prepare(environment: JobEnvironment, stage: str) -> None:
+    """Set the variables that `Workers.detect` reads, whatever the submitting shell left in them."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    if environment.cluster == "local":
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if GPU_MASK in os.environ:
+            os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPU_MASK]
+    else:
+        _choose_transport()
+    if stage == "train" and environment.num_tasks > 1:
+        number = int("".join(filter(str.isdigit, environment.job_id)))
+        os.environ |= {
+            "RANK": str(environment.global_rank),
+            "WORLD_SIZE": str(environment.num_tasks),
+            "LOCAL_RANK": str(environment.local_rank),
+            "MASTER_ADDR": environment.hostnames[0],
+            "MASTER_PORT": str(_FIRST_PORT + number % _N_PORTS),
+        }
+
+
+def _choose_transport() -> None:
+    """Let the MPICH that comes from PyPI use libfabric under srun.
+
+    It prefers UCX, whose addresses can be longer than Slurm's PMI2 takes (where a node has many network devices; compare
+    pmodels/mpich issue 6924): MPI_Init then fails or hangs. Our messages are few and small. Another MPI is left alone.
+    """
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        metadata.distribution("mpich")
+        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
+
+
+def _fail(error: BaseException, workers: Workers) -> NoReturn:
+    """End all ranks of the job: one that is left would wait for this one until the time limit."""
+    if isinstance(error, HpcMolgenError):
+        print(f"hpc-molgen: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    else:
+        traceback.print_exception(error)
+        code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_BUG
+    workers.abort(code)
+    sys.exit(code)
