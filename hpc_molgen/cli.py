@@ -218,9 +218,10 @@ def main() -> None:
     """Run the command line; turn errors into one message and an exit code."""
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as ending:
-        sys.exit(ending.exit_code)
+        exit_code = app(standalone_mode=False)  # typer returns the code of typer.Exit, and 130 for Ctrl-C
+        if exit_code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(exit_code or 0)
     except HpcMolgenError as error:
         _end(f"hpc-molgen: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -143,24 +143,20 @@ class Run:
         if self.workers.is_root:
             record = {"stage": stage, "fingerprint": self.fingerprint(stage), "details": details}
             write_json(self.path(stage, "done.json"), record | {"provenance": provenance()})
-            self.path(stage, "started.json").unlink(missing_ok=True)
             self.path(stage, "progress.json").unlink(missing_ok=True)
         self.workers.barrier()
 
     def _enter(self, stage: str) -> None:
         directory, fingerprint = self.path(stage), self.fingerprint(stage)
-        for name in ("started.json", "done.json"):
-            marker = directory / name
-            if marker.is_file() and read_json(marker).get("fingerprint") != fingerprint:
+        marker = directory / "inputs.json"
+        if directory.is_dir() and any(directory.iterdir()):
+            known = read_json(marker).get("fingerprint") if marker.is_file() else None
+            if known != fingerprint:
                 log.info("%s: its inputs have changed, earlier results of this stage are removed", stage)
                 shutil.rmtree(directory)
-                break
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentProblem(f"{directory}: cannot be made ({error}); choose another --out") from error
-        self.path(stage, "failed.json").unlink(missing_ok=True)
-        write_json(directory / "started.json", {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
+        for name in ("failed.json", "done.json"):
+            (directory / name).unlink(missing_ok=True)
+        write_json(marker, {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
 
     def _count(self, stage: str, wall: float, cpu: float, error: BaseException | None) -> None:
         """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
@@ -286,7 +282,7 @@ def run_status(directory: Path) -> list[dict[str, Any]]:
             row["state"] = "done"
         elif (folder / "failed.json").is_file():
             row |= {"state": "failed", "error": read_json(folder / "failed.json")["error"]}
-        elif (folder / "started.json").is_file():
+        elif (folder / "inputs.json").is_file() and not (folder / "done.json").is_file():
             row["state"] = "running" if _lock_is_held(directory) else "interrupted"
         elif (folder / "done.json").is_file():
             row["state"] = "out of date"

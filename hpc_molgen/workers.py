@@ -188,7 +188,7 @@ class Workers:
         for core in sorted(os.sched_getaffinity(0)):
             cores.put(core)
         n_processes = min(self.n_processes, len(items))
-        executor = concurrent.futures.ProcessPoolExecutor(n_processes, context, _start_process, (cores, n_processes))
+        executor = concurrent.futures.ProcessPoolExecutor(n_processes, context, _start_process, (cores, n_processes, os.getpid()))
         try:
             futures = [executor.submit(function, item) for item in items]
             for future in concurrent.futures.as_completed(futures):
@@ -204,12 +204,14 @@ class Workers:
         return results
 
 
-def _start_process(cores: Any, n_processes: int) -> None:
+def _start_process(cores: Any, n_processes: int, parent: int) -> None:
     """Make a worker process quiet on Ctrl-C, die with its parent, and stay on one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGKILL") and os.uname().sysname == "Linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
     if n_processes <= available_cores():
         os.sched_setaffinity(0, {cores.get(timeout=10)})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpc_molgen.analysis.free_energy import multiplicities
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.torsions import wrap
 
@@ -83,6 +84,55 @@ def effective_samples(
         n_frames=n_frames,
         n_trajectories=len(parts),
     )
+
+
+def independent_effective_samples(
+    indicator: np.ndarray, weights: np.ndarray, n_replicates: int, generator: np.random.Generator
+) -> EffectiveSamples:
+    """Count the effective samples of independent, weighted samples: the same p (1 - p) / var(p), with g = 1 by construction.
+
+    Parameters
+    ----------
+    indicator : np.ndarray, shape=(n,), bool
+    weights : np.ndarray, shape=(n,)
+    """
+    inside, weights = np.asarray(indicator, dtype=bool), _relative(weights)
+    sums = np.stack([weights * inside, weights * ~inside, weights**2 * inside, weights**2 * ~inside])
+    totals = np.zeros((4, n_replicates))
+    for block, counts in multiplicities(len(weights), n_replicates, generator):
+        totals += sums[:, block] @ counts
+    share = float(np.average(inside, weights=weights))
+    n_effective = float(_independent(sums.sum(axis=1, keepdims=True))[0])
+    return EffectiveSamples(share, 1.0, n_effective, _independent(totals), len(weights), len(weights))
+
+
+def _relative(weights: np.ndarray) -> np.ndarray:
+    """Weights over the largest; those that count for nothing become 0, because subnormal squares cost a hundred times the time."""
+    relative: np.ndarray = np.asarray(weights, dtype=np.float64) / np.max(weights)
+    relative[relative < 1e-100] = 0.0
+    return relative
+
+
+def _independent(totals: np.ndarray) -> np.ndarray:
+    """p (1 - p) / var(p), shape=(n_replicates,), from sums of w and w^2 inside and outside the state, shape=(4, n_replicates)."""
+    inside, outside, inside_2, outside_2 = totals
+    # var(p) = [(1-p)^2 sum_in w^2 + p^2 sum_out w^2] / (sum w)^2 with p = inside / (inside + outside)
+    spread = outside**2 * inside_2 + inside**2 * outside_2
+    effective: np.ndarray = np.divide(
+        inside * outside * (inside + outside) ** 2, spread, out=np.zeros_like(spread), where=spread > 0
+    )
+    return effective
+
+
+def kish_replicates(weights: np.ndarray, n_replicates: int, generator: np.random.Generator) -> np.ndarray:
+    """Bootstrap replicates (n_replicates,) of Kish's (sum w)^2 / sum w^2 of independent samples."""
+    weights = _relative(weights)
+    sums = np.stack([weights, weights**2])
+    totals = np.zeros((2, n_replicates))
+    for block, counts in multiplicities(len(weights), n_replicates, generator):
+        totals += sums[:, block] @ counts
+    result: np.ndarray = np.divide(totals[0] ** 2, totals[1], out=np.zeros(n_replicates), where=totals[1] > 0)
+    return result
 
 
 def statistical_inefficiency(series: np.ndarray, trajectory: np.ndarray) -> float:

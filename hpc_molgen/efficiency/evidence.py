@@ -57,9 +57,13 @@ def choose_torsions(system: MolecularSystem, cv: str) -> Torsions:
         name, quad = cv, torsion_by_name(system.topology, cv)
     except InputError:
         if not rotatable:
-            return Torsions((), (), (), False, (f"{system.name} has no torsion '{cv}' and no rotatable bond: no maps, no free energies.",))
+            return Torsions(
+                (), (), (), False, (f"{system.name} has no torsion '{cv}' and no rotatable bond: no maps, no free energies.",)
+            )
         name, quad = _label(rotatable[0]), rotatable[0]
-        notes.append(f"{system.name} has no torsion '{cv}' (report.cv): the report uses the rotatable torsion {name} in its place.")
+        notes.append(
+            f"{system.name} has no torsion '{cv}' (report.cv): the report uses the rotatable torsion {name} in its place."
+        )
     match = re.fullmatch(r"phi(\d*)", name)
     if match:
         try:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from hpc_molgen.config import Model, explain, read_yaml
 from hpc_molgen.errors import InputError
@@ -29,7 +29,7 @@ class SiteConfig(Model):
     gpus_per_node: int = Field(0, ge=0)
     memory: str | None = Field(None, description="per node, as Slurm writes it: 16G")
     minutes: int = Field(60, ge=1, description="time limit of a stage")
-    stage_minutes: dict[Stage, int] = Field({}, description="time limits of single stages, for example {farm: 600}")
+    stage_minutes: dict[Stage, PositiveInt] = Field({}, description="time limits of single stages, for example {farm: 600}")
     setup: tuple[str, ...] = Field((), description="shell lines before the stage: module load, export")
     mpi: str = Field("pmi2", description="type for srun --mpi: pmi2 for MPICH, pmix for Open MPI")
     mail: str | None = Field(None, description="address for a message when a stage ends or fails")

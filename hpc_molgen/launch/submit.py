@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_molgen.config import RunConfig
 from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
+from hpc_molgen.files import read_json
 from hpc_molgen.launch.site import SiteConfig, load_site
 from hpc_molgen.launch.tasks import GPU_MASK, run_stage
-from hpc_molgen.run import STAGES, Run, read_json
+from hpc_molgen.run import STAGES, Run
 from hpc_molgen.workers import Workers
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ def slurm_executor(site: SiteConfig, folder: Path, name: str, stage: str, after:
 
     executor = Executor(folder, python=shlex.quote(str(Path(site.python).expanduser())))
     one_task = stage in _ONE_TASK
+    limits = {str(name): minutes for name, minutes in site.stage_minutes.items()}
     extra = {"kill-on-invalid-dep": "yes"}  # else the jobs after a failed one stay in the queue for ever
     if after:
         extra["dependency"] = f"afterok:{after}"
@@ -145,7 +148,7 @@ def slurm_executor(site: SiteConfig, folder: Path, name: str, stage: str, after:
         cpus_per_task=site.cpus_per_task,
         gpus_per_node=site.gpus_per_node if site.gpus_per_node and stage not in _NO_GPU else None,
         mem=site.memory,
-        time=site.stage_minutes.get(stage, site.minutes),  # type: ignore[call-overload]
+        time=limits.get(stage, site.minutes),
         setup=list(site.setup) or None,
         additional_parameters=extra,
         stderr_to_stdout=True,
@@ -192,7 +195,8 @@ def _run_here(run: Run, _: SiteConfig, folder: Path, stages: list[str], dry_run:
         try:
             job.wait()
         except BaseException:
-            job.cancel()
+            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the stage
+            job.wait()
             raise
         if not run.is_done(stage):
             failed = run.path(stage, "failed.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from importlib import metadata
@@ -40,6 +41,7 @@ def run_stage(stage: str, directory: str) -> None:
         logging.basicConfig(
             level=logging.INFO if workers.is_root else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
         )
+        logging.getLogger("submitit").propagate = False  # it has a handler of its own
         if workers.size != environment.num_tasks:
             raise EnvironmentProblem(
                 f"Slurm started {environment.num_tasks} tasks, but each sees {workers.size}: 'mpi' in the site file must be "
@@ -55,6 +57,7 @@ def _prepare(environment: JobEnvironment, stage: str) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     if environment.cluster == "local":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # submitit ignores it; here it is how the user stops
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         if GPU_MASK in os.environ:
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPU_MASK]
@@ -85,10 +88,11 @@ def _choose_transport() -> None:
 def _fail(error: BaseException, workers: Workers) -> NoReturn:
     """End all ranks of the job: one that is left would wait for this one until the time limit."""
     if isinstance(error, HpcMolgenError):
-        print(f"hpc-molgen: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
+        message, code = str(error), error.exit_code
+    elif isinstance(error, KeyboardInterrupt | SystemExit):
+        message, code = "interrupted; what was finished is kept", EXIT_INTERRUPTED
     else:
-        traceback.print_exception(error)
-        code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_BUG
+        message, code = traceback.format_exc(), EXIT_BUG
+    print(f"hpc-molgen: {message}", file=sys.stderr, flush=True)
     workers.abort(code)
     sys.exit(code)

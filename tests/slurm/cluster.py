@@ -1,7 +1,8 @@
 """A real Slurm cluster on this machine: munged, slurmctld and one slurmd per node, all in the foreground as our children.
 
-Nothing outside one temporary folder is written, every port is free at the time of asking, and job ids start at random, so that
-two clusters live side by side. Accounting is left out (no database): follow jobs with `squeue`, which remembers them for minutes.
+Nothing outside one temporary folder is written, every port is free at the time of asking, and job ids start at random, so
+that two clusters live side by side. There is no accounting, hence no database: jobs are followed with `squeue`, which
+remembers them for minutes.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
+EnforcePartLimits=ALL
 KillWait=3
 FirstJobId={first_job}
 SlurmctldTimeout=30
@@ -165,7 +167,7 @@ class Cluster:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is pytest's; the daemons go in stop()
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (pytest has no threads here)
             )
 
     def _call(self, command: list[str], timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:

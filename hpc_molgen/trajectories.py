@@ -1,0 +1,134 @@
+"""Sets of trajectories of collective variables, and their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpc_molgen.errors import InputError
+from hpc_molgen.files import write_atomically
+
+Observable = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrajectorySet:
+    """Time series of features, ragged where trajectories differ in length; indexing it selects trajectories.
+
+    Attributes
+    ----------
+    features : tuple of np.ndarray, each of shape=(n_frames, n_features)
+    feature_names, units : tuple of str
+        One for each feature.
+    dt_ps : float
+        Time between frames; nan where the source names no unit of time.
+    labels : tuple of str
+        One for each trajectory: where it comes from.
+    """
+
+    features: tuple[np.ndarray, ...]
+    feature_names: tuple[str, ...]
+    units: tuple[str, ...]
+    dt_ps: float
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.features:
+            raise InputError("a set of trajectories needs at least one trajectory")
+        n = len(self.feature_names)
+        if len(self.units) != n or len(self.labels) != len(self.features):
+            raise InputError(f"{n} features need {n} units, and {len(self.features)} trajectories as many labels")
+        for label, series in zip(self.labels, self.features, strict=True):
+            if series.ndim != 2 or series.shape[1] != n:
+                raise InputError(f"{label}: features of shape {series.shape}, expected (n_frames, {n})")
+            if not np.isfinite(series).all():
+                raise InputError(f"{label}: {np.count_nonzero(~np.isfinite(series))} values are not finite")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> TrajectorySet:
+        chosen = np.atleast_1d(np.arange(len(self))[index]).tolist()
+        return dataclasses.replace(
+            self, features=tuple(self.features[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen)
+        )
+
+    @property
+    def n_frames(self) -> tuple[int, ...]:
+        """Length of each trajectory."""
+        return tuple(len(series) for series in self.features)
+
+    def write(self, path: Path) -> None:
+        """Write an HDF5 file with one data set per trajectory."""
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            group = file.create_group("trajectories")
+            for number, (label, series) in enumerate(zip(self.labels, self.features, strict=True)):
+                group.create_dataset(f"{number:06d}", data=series).attrs["label"] = label
+            file.attrs.update({"feature_names": list(self.feature_names), "units": list(self.units), "dt_ps": self.dt_ps})
+        write_atomically(path, buffer.getvalue())
+
+
+def read_trajectories(path: Path, dt_ps: float = float("nan")) -> TrajectorySet:
+    """Read a file of `TrajectorySet.write`, or a folder of .npy files, each of shape (n_frames, n_features).
+
+    Raises
+    ------
+    InputError
+        For files that are missing, damaged, pickled, or differ in the number of features; the message names the file.
+    """
+    if path.is_dir():
+        return _read_folder(path, dt_ps)
+    try:
+        with h5py.File(path, "r") as file:
+            group = file["trajectories"]
+            names = sorted(group)
+            return TrajectorySet(
+                features=tuple(group[name][:] for name in names),
+                feature_names=tuple(map(str, file.attrs["feature_names"])),
+                units=tuple(map(str, file.attrs["units"])),
+                dt_ps=float(file.attrs["dt_ps"]),
+                labels=tuple(str(group[name].attrs["label"]) for name in names),
+            )
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: not a readable set of trajectories ({error})") from error
+
+
+def _read_folder(path: Path, dt_ps: float) -> TrajectorySet:
+    files = sorted(path.glob("*.npy"), key=lambda file: (len(file.name), file.name))
+    if not files:
+        raise InputError(f"{path}: the folder holds no .npy files")
+    features = []
+    for file in files:
+        try:
+            series = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{file}: not a readable .npy file of plain numbers ({error})") from error
+        features.append(series[:, None] if series.ndim == 1 else series)
+    n = features[0].shape[-1]
+    for file, series in zip(files, features, strict=True):
+        if series.ndim != 2 or series.shape[1] != n:
+            raise InputError(f"{file}: shape {series.shape}, but {files[0].name} has {n} features")
+    names = tuple(f"x{index}" for index in range(n))
+    return TrajectorySet(tuple(features), names, ("",) * n, dt_ps, tuple(file.stem for file in files))
+
+
+def observe(
+    positions_nm: Sequence[np.ndarray], observables: dict[str, tuple[Observable, str]], dt_ps: float, labels: Sequence[str]
+) -> TrajectorySet:
+    """Evaluate observables on molecular trajectories.
+
+    Parameters
+    ----------
+    positions_nm : sequence of np.ndarray, each of shape=(n_frames, n_atoms, 3)
+    observables : dict
+        Name -> (function of positions that returns (n_frames,), unit).
+    """
+    features = tuple(np.stack([function(x) for function, _ in observables.values()], axis=1) for x in positions_nm)
+    return TrajectorySet(features, tuple(observables), tuple(unit for _, unit in observables.values()), dt_ps, tuple(labels))
