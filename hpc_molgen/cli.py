@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import webbrowser
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hpc_molgen import __version__
+from hpc_molgen import __version__, interrupts
 from hpc_molgen.errors import EXIT_BUG, EXIT_GATE_FAILED, EXIT_INTERRUPTED, HpcMolgenError, InputError
 
 if TYPE_CHECKING:
@@ -202,10 +201,6 @@ def _guard_ranks(workers: Workers) -> None:
 _state: dict[str, Any] = {}
 
 
-def _raise_interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _end(message: str, exit_code: int) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     workers = _state.get("workers")
@@ -216,7 +211,7 @@ def _end(message: str, exit_code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command line; turn errors into one message and an exit code."""
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    interrupts.install()
     try:
         exit_code = app(standalone_mode=False)  # typer returns the code of typer.Exit, and 130 for Ctrl-C
         if exit_code == EXIT_INTERRUPTED:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hpc_molgen import __version__
+from hpc_molgen import __version__, interrupts
 from hpc_molgen.config import RunConfig, dump_config, load_config
 from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
 from hpc_molgen.files import read_json, write_json
@@ -128,6 +128,10 @@ class Run:
         dict
             Details (figures of the stage) that go into done.json.
         """
+        interrupts.check()
+        problem = self.workers.from_root(lambda: self._missing_input(stage))
+        if problem:
+            raise InputError(problem)
         if self.workers.is_root:
             self._enter(stage)
         self.workers.barrier()
@@ -135,6 +139,7 @@ class Run:
         wall, cpu = time.perf_counter(), cpu_seconds()
         try:
             yield details
+            interrupts.check()
         except BaseException as error:
             self._count(stage, wall, cpu, error)
             raise
@@ -145,6 +150,13 @@ class Run:
             write_json(self.path(stage, "done.json"), record | {"provenance": provenance()})
             self.path(stage, "progress.json").unlink(missing_ok=True)
         self.workers.barrier()
+
+    def _missing_input(self, stage: str) -> str:
+        for name in STAGES[stage][1]:
+            if not self.is_done(name):
+                state = "was made with other settings" if self.path(name, "done.json").is_file() else "is not finished"
+                return f"{stage} needs the stage '{name}', which {state}: run it first, for example with --from {name}"
+        return ""
 
     def _enter(self, stage: str) -> None:
         directory, fingerprint = self.path(stage), self.fingerprint(stage)

@@ -1,4 +1,4 @@
-"""Who does the work: MPI ranks under mpiexec or srun, torchrun's ranks, processes on this machine's cores otherwise."""
+"""Who does the work: MPI ranks, torchrun's ranks, or processes on the cores of this machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from hpc_molgen import interrupts
 from hpc_molgen.errors import EnvironmentProblem
 
 Item = TypeVar("Item")
@@ -162,6 +163,7 @@ class Workers:
         if self.comm is not None:
             mine = []
             for index in range(self.rank, len(items), self.size):
+                interrupts.check()
                 mine.append((index, function(items[index])))
                 if on_result:
                     on_result(mine[-1][1])
@@ -171,6 +173,7 @@ class Workers:
         if self.n_processes == 1 or len(items) <= 1:
             results = []
             for item in items:
+                interrupts.check()
                 results.append(function(item))
                 if on_result:
                     on_result(results[-1])
@@ -188,10 +191,13 @@ class Workers:
         for core in sorted(os.sched_getaffinity(0)):
             cores.put(core)
         n_processes = min(self.n_processes, len(items))
-        executor = concurrent.futures.ProcessPoolExecutor(n_processes, context, _start_process, (cores, n_processes, os.getpid()))
+        executor = concurrent.futures.ProcessPoolExecutor(
+            n_processes, context, _start_process, (cores, n_processes, os.getpid())
+        )
         try:
             futures = [executor.submit(function, item) for item in items]
             for future in concurrent.futures.as_completed(futures):
+                interrupts.check()
                 if on_result:
                     on_result(future.result())
             results = [future.result() for future in futures]

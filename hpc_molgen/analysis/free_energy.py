@@ -1,7 +1,8 @@
 """Free energies and populations with bootstrap intervals, for weighted frames of trajectories and for weighted samples.
 
-Everything is a vector of shares: each frame carries a label (a bin, a basin, a side of zero) and a weight, and whole *units* are drawn
-with replacement. A unit is a trajectory where frames are correlated in time, and a single sample where samples are independent.
+Everything is a vector of shares: each frame carries a label (a bin, a basin, a side of zero) and a weight, and whole *units*
+are drawn with replacement. A unit is a trajectory where frames are correlated in time, and a single sample where samples are
+independent.
 """
 
 from __future__ import annotations
@@ -212,8 +213,8 @@ def profile_error(reference: Profile, other: Profile) -> float:
 def basin_labels(phi_rad: np.ndarray, psi_rad: np.ndarray) -> np.ndarray:
     """Index into `BASINS` of each pair of backbone torsions (facts/peers.md, section A), shape=(n,).
 
-    beta: psi > 60 or psi < -120 degrees. C5: phi < -110 or phi > 130, beta; C7eq (with PII): -110 <= phi < 0, beta; alphaR: phi < 0,
-    not beta; alphaL: 0 < phi < 130, -30 < psi < 120; C7ax: 0 < phi < 130, -120 < psi <= -30; the rest is "other".
+    beta: psi > 60 or psi < -120 degrees. C5: phi < -110 or phi > 130, beta; C7eq (with PII): -110 <= phi < 0, beta; alphaR:
+    phi < 0, not beta; alphaL: 0 < phi < 130, -30 < psi < 120; C7ax: 0 < phi < 130, -120 < psi <= -30; the rest is "other".
     """
     phi, psi = np.degrees(wrap(phi_rad)), np.degrees(wrap(psi_rad))
     beta = (psi > 60) | (psi < -120)

@@ -24,8 +24,8 @@ class EffectiveSamples:
     inefficiency : float
         g of the influence series, in frames.
     n_effective : float
-        p (1 - p) / var(p): the number of independent unweighted samples with the same variance; 0 when the state was never entered or
-        never left.
+        p (1 - p) / var(p): the number of independent unweighted samples with the same variance; 0 when the state was never
+        entered or never left.
     replicates : np.ndarray, shape=(n_replicates,)
         n_effective when whole trajectories are drawn with replacement.
     n_frames, n_trajectories : int
@@ -107,14 +107,14 @@ def independent_effective_samples(
 
 
 def _relative(weights: np.ndarray) -> np.ndarray:
-    """Weights over the largest; those that count for nothing become 0, because subnormal squares cost a hundred times the time."""
+    """Weights over the largest; those that count for nothing become 0: arithmetic with subnormal squares is very slow."""
     relative: np.ndarray = np.asarray(weights, dtype=np.float64) / np.max(weights)
     relative[relative < 1e-100] = 0.0
     return relative
 
 
 def _independent(totals: np.ndarray) -> np.ndarray:
-    """p (1 - p) / var(p), shape=(n_replicates,), from sums of w and w^2 inside and outside the state, shape=(4, n_replicates)."""
+    """Effective samples (n_replicates,) from sums of w and w^2 inside and outside the state, shape=(4, n_replicates)."""
     inside, outside, inside_2, outside_2 = totals
     # var(p) = [(1-p)^2 sum_in w^2 + p^2 sum_out w^2] / (sum w)^2 with p = inside / (inside + outside)
     spread = outside**2 * inside_2 + inside**2 * outside_2
@@ -169,7 +169,7 @@ class _Tables:
         self.n = np.array([len(part) for part in parts], dtype=np.float64)
         # products over n, not over n - t: var(mean) of independent trajectories holds exactly these sums
         self.products = np.array([_products(part, longest) for part in parts])
-        length = max(1, min(int(np.sqrt(total)), min(map(len, parts))))
+        length = max(1, min(int(np.sqrt(total)), *map(len, parts)))
         batches = [part[: len(part) // length * length].reshape(-1, length).mean(axis=1) for part in parts]
         self.batch_length = length
         self.batch_squares = np.array([np.sum(batch**2) for batch in batches])
@@ -186,7 +186,8 @@ class _Tables:
         mean_square = variance[:, 0] / (counts @ self.n)
         batch_variance = (counts @ self.batch_squares) / (counts @ self.batch_numbers)
         batch = np.divide(self.batch_length * batch_variance, mean_square, out=np.zeros_like(geyer), where=mean_square > 0)
-        return np.maximum(np.maximum(geyer, batch), 0.0)
+        larger: np.ndarray = np.maximum(np.maximum(geyer, batch), 0.0)
+        return larger
 
     def effective(self, counts: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
         """P (1 - p) / var(p) and g, both (n_replicates,), when the series is an influence function.
@@ -259,7 +260,7 @@ def _features(torsions_rad: np.ndarray) -> np.ndarray:
 
 
 def fit_tica(torsions_rad: np.ndarray, trajectory: np.ndarray, lag_frames: int) -> TicaModel:
-    """Fit two components to (cos, sin) of the torsions of a reference (Perez-Hernandez et al. 2013, J. Chem. Phys. 139, 015102).
+    """Fit two components to (cos, sin) of a reference (Perez-Hernandez et al. 2013, J. Chem. Phys. 139, 015102).
 
     Parameters
     ----------

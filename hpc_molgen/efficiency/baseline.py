@@ -91,8 +91,8 @@ def measure_speeds(system: MolecularSystem, config: RunConfig) -> list[Speed]:
     """
     from hpc_molgen.dynamics.engine import Engine, fastest_platform
 
-    platform = config.reference.platform
-    platform = fastest_platform(system) if platform == "auto" else platform
+    asked = config.reference.platform
+    platform = fastest_platform(system) if asked == "auto" else asked
     engines = []
     for number, protocol in enumerate(protocols(config)):
         engine = Engine(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.datasets import is_held_out
-from hpc_molgen.run import STAGES, read_json, stage_costs
+from hpc_molgen.files import read_json
+from hpc_molgen.run import STAGES, stage_costs
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
@@ -111,7 +112,7 @@ def _stage_cost(run: Run, stage: str, work_cpu_s: float | None) -> StageCost:
     done = run.path(stage, "done.json")
     gpus = read_json(done)["provenance"]["gpus"] if done.is_file() else []
     details = _details(run, stage)
-    on_gpu = stage == "train" and str(details.get("device", "cpu")).startswith("cuda") or (stage == "sample" and bool(gpus))
+    on_gpu = (stage == "train" and str(details.get("device", "cpu")).startswith("cuda")) or (stage == "sample" and bool(gpus))
     return StageCost(
         stage=stage,
         cpu_s=totals["cpu_s"],

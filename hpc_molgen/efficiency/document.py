@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.efficiency import tables
+from hpc_molgen.efficiency import cost_tables, tables
 from hpc_molgen.efficiency.tables import Table, number, share
 from hpc_molgen.efficiency.verdict import interval_text
 
@@ -115,7 +115,8 @@ def _reference_words(run: Run, results: Results) -> str:
             f"The reference is {config.n_walkers} independent walkers of {config.production_ps:g} ps each "
             f"({len(evidence.reference):,} frames){bias}"
         )
-    return f"{text}; {evidence.training.n_units} of them train the surrogate and {evidence.held_out.n_units} are held out: all comparisons are with these."
+    split = f"{evidence.training.n_units} of them train the surrogate and {evidence.held_out.n_units} are held out"
+    return f"{text}; {split}: all comparisons are with these."
 
 
 def _conformations(run: Run, results: Results) -> Section:
@@ -195,12 +196,12 @@ def _structures(results: Results) -> Section:
 
 def _costs(results: Results) -> Section:
     evidence, passed = results.evidence, results.verdict.gate_passed
-    shown = [tables.stage_table(results.costs), tables.speed_table(results.speeds)]
+    shown = [cost_tables.stage_table(results.costs), cost_tables.speed_table(results.speeds)]
     text, pictures = [_plain_words(results.plain, evidence)], []
     if results.findings.effective:
-        shown.append(tables.observables(evidence, results.findings, results.certified, results.dt_ps, passed))
+        shown.append(cost_tables.observables(evidence, results.findings, results.certified, results.dt_ps, passed))
     if results.contests:
-        shown += [tables.price_table(results.contests), tables.break_even_table(results.contests)]
+        shown += [cost_tables.price_table(results.contests), cost_tables.break_even_table(results.contests)]
         pictures.append(Picture("break-even", (
             "Cost of n effective samples: C_MD = equilibration + n c_MD and C_S = data + training + validation + n c_S. Left "
             "and right differ in what counts as effective. Bands: 95 % intervals; "
@@ -223,10 +224,12 @@ def _costs(results: Results) -> Section:
 def _plain_words(plain: dict[str, Any], evidence: Evidence) -> str:
     if not plain["available"]:
         return f"Plain, unbiased MD: nothing is known about its cost per passage here ({plain['reason']})."
-    seen = f"Plain, unbiased MD: the farm's {plain['simulated_ns']:.3g} ns ({plain['cpu_s']:.3g} CPU s) hold {plain['passages']} full passages of {evidence.torsions.names[0]}"
+    farm = f"the farm's {plain['simulated_ns']:.3g} ns ({plain['cpu_s']:.3g} CPU s)"
+    seen = f"Plain, unbiased MD: {farm} hold {plain['passages']} full passages of {evidence.torsions.names[0]}"
+    bound = number(plain["cpu_s_per_passage_at_least"], 2)
     if plain["cpu_s_per_passage"] is None:
-        return f"{seen}, so one passage costs more than {number(plain['cpu_s_per_passage_at_least'], 2)} CPU s (95 %, rule of three); there is no estimate."
-    return f"{seen}: {number(plain['cpu_s_per_passage'], 2)} CPU s each, more than {number(plain['cpu_s_per_passage_at_least'], 2)} (95 %)."
+        return f"{seen}, so one passage costs more than {bound} CPU s (95 %, rule of three); there is no estimate."
+    return f"{seen}: {number(plain['cpu_s_per_passage'], 2)} CPU s each, more than {bound} (95 %)."
 
 
 def _training(run: Run, results: Results) -> Section | None:
@@ -239,7 +242,10 @@ def _training(run: Run, results: Results) -> Section | None:
         f"on {details['n_frames']:,} frames, {details['ranks']} rank(s) on {details['device']}. Last loss "
         f"{number(details['loss'], 4)} (training batches), {number(details['held_out_loss'], 4)} (held-out)."
     )
-    caption = "Loss of training batches (drawn by their Boltzmann weights, noisy) and of the averaged surrogate on held-out walkers with fixed noise."
+    caption = (
+        "Loss of training batches (drawn by their Boltzmann weights, noisy) and of the averaged surrogate on held-out "
+        "walkers with fixed noise."
+    )
     return Section("Training", (text,), (Picture("training", caption),))
 
 
@@ -270,7 +276,8 @@ def _farm(run: Run, results: Results) -> Section | None:
     ]
     if results.tica_lag:
         bias = (
-            " The reference frames come from biased MD and are fitted as they are: the components show slow directions, their time scales mean nothing."
+            " The reference frames come from biased MD and are fitted as they are: the components show slow directions, "
+            "their time scales mean nothing."
             if results.evidence.is_biased
             else ""
         )

@@ -1,8 +1,8 @@
 """What an effective sample costs from MD and from the surrogate, and where the two break even.
 
-"Effective" depends on the question, so it is counted in three ways, each by the same code for both sides: by the slowest certified
-observable of each side (the price of an ensemble in which everything is converged), by the certified free-energy difference alone, and by
-the convention of facts/metrics.md (MD by its slowest observable, the surrogate by Kish's ESS).
+"Effective" depends on the question, so it is counted in three ways, each by the same code for both sides: by the slowest
+certified observable of each side (the price of an ensemble in which everything is converged), by the certified free-energy
+difference alone, and by the convention of facts/metrics.md (MD by its slowest observable, the surrogate by Kish's ESS).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def contests(evidence: Evidence, findings: Findings, costs: CostBook, speeds: li
 
 
 def _md_cpu_s(evidence: Evidence, costs: CostBook, speeds: list[Speed]) -> float:
-    """CPU seconds of the reference's production; for imported trajectories, those that this machine would need for their length."""
+    """CPU seconds of the reference's production; for imported trajectories, those that this machine would need for them."""
     if costs.simulated_ns > 0:
         return costs.data + costs.validation - costs.equilibration
     time, trajectory = evidence.reference_time_ps, evidence.reference.units

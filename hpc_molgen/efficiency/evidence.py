@@ -13,8 +13,8 @@ import numpy as np
 from hpc_molgen import datasets
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
+from hpc_molgen.files import read_json
 from hpc_molgen.reweighting import normalised_weights
-from hpc_molgen.run import read_json
 from hpc_molgen.structures import read_manifest, read_pdb_positions
 from hpc_molgen.systems.torsions import Quad, rotatable_torsions, torsion_angles, torsion_by_name, wrap
 
@@ -265,7 +265,8 @@ def read_farm(run: Run, torsions: Torsions) -> Farm | None:
     records = _read_lines(run.path("farm", "manifest.jsonl"))
     topology = run.system.topology
     heavy = [atom.index for atom in topology.atoms if atom.element is not None and atom.element.symbol != "H"]
-    parts: dict[str, list[np.ndarray]] = {"replica": [], "time": [], "energy": [], "rmsd": [], "named": [], "rotatable": []}
+    names = ("replica", "time_ps", "energy_kj_mol", "rmsd_nm", "torsions_rad", "rotatable_rad")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for record in records:
         path = run.path("farm", f"replica-{record['replica']:05d}.h5")
         if record["state"] != "done" or not path.is_file():
@@ -274,12 +275,12 @@ def read_farm(run: Run, torsions: Torsions) -> Farm | None:
         start = read_pdb_positions(run.path("correct", "pdb", record["pdb"]), run.system)
         moving = mdtraj.Trajectory(frames.positions_nm, topology)
         parts["replica"].append(np.full(len(frames), record["replica"]))
-        parts["time"].append(frames.time_ps)
-        parts["energy"].append(frames.reduced_energy * run.system.kt_kj_mol)
-        parts["rmsd"].append(mdtraj.rmsd(moving, mdtraj.Trajectory(start[None], topology), atom_indices=heavy))
-        parts["named"].append(_angles(frames.positions_nm, torsions.quads))
-        parts["rotatable"].append(_angles(frames.positions_nm, torsions.rotatable))
+        parts["time_ps"].append(frames.time_ps)
+        parts["energy_kj_mol"].append(frames.reduced_energy * run.system.kt_kj_mol)
+        parts["rmsd_nm"].append(mdtraj.rmsd(moving, mdtraj.Trajectory(start[None], topology), atom_indices=heavy))
+        parts["torsions_rad"].append(_angles(frames.positions_nm, torsions.quads))
+        parts["rotatable_rad"].append(_angles(frames.positions_nm, torsions.rotatable))
     if not parts["replica"]:
         return None
-    arrays = [np.concatenate(part) for part in parts.values()]
-    return Farm(*arrays, details=run.details("farm"), records=records)
+    joined = {name: np.concatenate(part) for name, part in parts.items()}
+    return Farm(**joined, details=run.details("farm"), records=records)

@@ -13,9 +13,6 @@ from hpc_molgen.analysis.divergence import RAMACHANDRAN_BINS, ramachandran_histo
 from hpc_molgen.efficiency.evidence import Conformations, Evidence, Farm
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from hpc_molgen.analysis.kinetics import TicaModel
     from hpc_molgen.efficiency.costs import CostBook
     from hpc_molgen.efficiency.economics import Contest
@@ -32,7 +29,7 @@ COLOURS = {
 WIDTH_INCHES = 7.1  # the text width of A4
 MAP_LIMIT_KT = 8.0
 PROFILE_LIMIT_KT = 14.0  # samples that follow the Boltzmann distribution do not resolve more
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.labelsize": 8.5,
@@ -50,16 +47,14 @@ _STYLE = {
 
 
 @contextmanager
-def canvas(
-    directory: Path, name: str, columns: int, height_inches: float, **layout: Any
-) -> Iterator[tuple[Figure, list[Axes]]]:
+def canvas(directory: Path, name: str, columns: int, height_inches: float, **layout: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Give axes in one row, then write NAME.png and NAME.svg into the directory."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as MplFigure
+    from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = MplFigure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         FigureCanvasAgg(figure)
         axes = np.atleast_1d(figure.subplots(1, columns, **layout)).tolist()
         yield figure, axes
@@ -119,11 +114,12 @@ def profile(directory: Path, evidence: Evidence, findings: Findings) -> None:
         second.set_ylabel("kJ/mol")
         left.legend(loc="upper left")
         order = [label for label in COLOURS if label in findings.delta_f]
-        for row, label in enumerate(order):
-            estimate = findings.delta_f[label]
+        for row, name in enumerate(order):
+            estimate = findings.delta_f[name]
             if np.isfinite([estimate.value, estimate.low, estimate.high]).all():
-                ends = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-                right.errorbar(estimate.value, row, xerr=ends, fmt="o", color=COLOURS[label], capsize=2.5, ms=4)
+                # a skewed bootstrap may leave its own estimate outside
+                ends = np.maximum([[estimate.value - estimate.low], [estimate.high - estimate.value]], 0.0)
+                right.errorbar(estimate.value, row, xerr=ends, fmt="o", color=COLOURS[name], capsize=2.5, ms=4)
             else:
                 right.text(0.5, row, "no estimate", transform=right.get_yaxis_transform(), ha="center", va="center", color=GREY)
         reference = findings.delta_f["held-out MD"]
@@ -217,16 +213,24 @@ def tica(directory: Path, evidence: Evidence, model: TicaModel, lag: str) -> Non
     both = np.concatenate([reference, frames])
     span = [(float(column.min()), float(column.max())) for column in both.T]
     with canvas(directory, "tica", 1, 3.1) as (figure, (axis,)):
-        density, x, y = np.histogram2d(*reference.T, bins=80, range=span, weights=evidence.reference.weights)
+        density, x, y = np.histogram2d(reference[:, 0], reference[:, 1], 80, span, weights=evidence.reference.weights)
         with np.errstate(divide="ignore"):
             surface = -np.log(density / density.max())
         surface[~np.isfinite(surface)] = np.nan
         image = axis.imshow(
             surface.T, origin="lower", extent=(x[0], x[-1], y[0], y[-1]), aspect="auto", cmap="Greys_r", vmin=-1, vmax=11
         )
-        axis.scatter(*frames.T, s=5, color=GREEN, alpha=0.6, lw=0, label="farm frames", rasterized=True)
+        axis.scatter(frames[:, 0], frames[:, 1], s=5, color=GREEN, alpha=0.6, lw=0, label="farm frames", rasterized=True)
         first = np.unique(evidence.farm.replica, return_index=True)[1]
-        axis.scatter(*frames[first].T, s=26, facecolor="white", edgecolor=GREEN, lw=1.3, label="first frame of a replica")
+        axis.scatter(
+            frames[first, 0],
+            frames[first, 1],
+            s=26,
+            facecolor="white",
+            edgecolor=GREEN,
+            lw=1.3,
+            label="first frame of a replica",
+        )
         axis.set_xlabel(f"component 1 (lag {lag})")
         axis.set_ylabel("component 2")
         axis.legend(loc="best", markerscale=1.5, frameon=True)
@@ -257,7 +261,11 @@ def break_even(directory: Path, contests: list[Contest], costs: CostBook, names:
                 if np.isfinite(value) and value >= 1:
                     colour = VERMILLION if name == "n*" else GREY
                     axis.axvline(value, color=colour, lw=1.4 if name == "n*" else 0.8, ls=":")
-                    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right"}
+                    place: dict[str, Any] = {
+                        "xycoords": ("data", "axes fraction"),
+                        "textcoords": "offset points",
+                        "ha": "right",
+                    }
                     axis.annotate(name, (value, 0.0), (-2, 3 + 9 * row), color=colour, **place)
             axis.set_xlabel("effective samples")
             axis.set_title(names[contest.name])

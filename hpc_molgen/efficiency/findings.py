@@ -182,7 +182,7 @@ def thinned_divergences(
 ) -> np.ndarray:
     """Divergences (n_thinnings,) of random subsets whose weights have about the Kish size `size`, from a histogram.
 
-    A subset of n' of n conformations has n'/n of the Kish size, so weighted and unweighted sets are brought to the same footing.
+    A subset of n' of n conformations has n'/n of the Kish size, so weighted and unweighted sets come to the same footing.
     """
     share = size * float(np.sum(weights**2)) / float(np.sum(weights)) ** 2
     n = round(share * len(weights))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from dataclasses import asdict, is_dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,15 @@ from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.document import Results
 from hpc_molgen.efficiency.evidence import Evidence, gather
 from hpc_molgen.efficiency.findings import TICA_LAG_PS, Findings, analyse
+from hpc_molgen.efficiency.record import plain_values, report_record, stage_provenance
 from hpc_molgen.efficiency.verdict import decide, gate
 from hpc_molgen.errors import EnvironmentProblem
-from hpc_molgen.run import STAGES, provenance
+from hpc_molgen.files import write_json
+from hpc_molgen.run import provenance
 
 if TYPE_CHECKING:
-    from hpc_molgen.analysis.free_energy import Estimate
     from hpc_molgen.run import Run
 
-SCHEMA_VERSION = 1
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -42,14 +42,14 @@ def write_report(run: Run) -> dict[str, Any]:
     findings = analyse(evidence, run.system.kt_kj_mol, run.config.report.bootstrap_samples, run.config.seed)
     results = _conclude(run, evidence, findings)
     lag = _draw(run, results)
-    results = Results(**{**results.__dict__, "tica_lag": lag})
+    results = replace(results, tica_lag=lag)
     try:
         _render(run, results)
     except OSError as error:
         raise EnvironmentProblem(
             f"{run.path('report')}: cannot be written ({error}); make space and run the report again"
         ) from error
-    write_json(run.path("report", "report.json"), plain_values(_record(run, results)))
+    write_json(run.path("report", "report.json"), plain_values(report_record(run, results)))
     verdict = results.verdict
     return {"gate_passed": verdict.gate_passed, "headline": verdict.headline, "sentence": verdict.sentence}
 
@@ -155,17 +155,12 @@ def _render(run: Run, results: Results) -> None:
 
 
 def _machines(run: Run) -> list[list[str]]:
-    """Hardware of each stage: stage, processor, cores, GPUs, load average at the end."""
+    """Hardware of each stage: stage, processor, cores, memory, GPUs, load average at the end."""
     rows = []
-    for stage in STAGES:
-        done = run.path(stage, "done.json")
-        if stage == "report" or not done.is_file():
-            continue
-        found = read_json(done)["provenance"]
+    for stage, found in stage_provenance(run).items():
         gpus = ", ".join(found["gpus"]) or "none"
-        rows.append(
-            [stage, found["cpu"], str(found["cores"]), f"{found['memory_gib']:g}", gpus, f"{found['load_average'][0]:.1f}"]
-        )
+        load = f"{found['load_average'][0]:.1f}"
+        rows.append([stage, found["cpu"], str(found["cores"]), f"{found['memory_gib']:g}", gpus, load])
     return rows
 
 
@@ -182,69 +177,3 @@ def _config_text(run: Run) -> str:
 
     text: str = yaml.safe_dump(short(run.config.model_dump(mode="json")), sort_keys=False)
     return text
-
-
-def _record(run: Run, results: Results) -> dict[str, Any]:
-    """Everything of the report as data."""
-    evidence, findings, verdict = results.evidence, results.findings, results.verdict
-    labels = {"reference": evidence.held_out.label, "training": evidence.training.label, "all_md": evidence.reference.label}
-    labels |= {"raw": evidence.raw.label, "corrected": "corrected samples"}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "name": run.config.name,
-        "system": {"name": run.system.name, "key": run.system.key, "description": run.system.description},
-        "verdict": {
-            "sentence": verdict.sentence,
-            "headline": verdict.headline,
-            "gate_passed": verdict.gate_passed,
-            "certified": verdict.gate_passed,
-            "reasons": verdict.reasons,
-            "checks": [asdict(check) for check in verdict.checks],
-        },
-        "weights": evidence.diagnostics,
-        "torsions": {"names": evidence.torsions.names, "notes": evidence.torsions.notes},
-        "delta_f": _delta_f(findings, labels, verdict.checks),
-        "passages": {"reference": findings.passages.get(labels["reference"]), "all_md": findings.passages.get(labels["all_md"]), "farm": findings.farm_passages},
-        "profiles": findings.profiles,
-        "basins": findings.basins,
-        "divergences": [asdict(row) | {"distance": np.sqrt(row.value), "ratio": row.ratio} for row in findings.divergences],
-        "negative_controls": [asdict(row) | {"ratio": row.ratio} for row in findings.controls],
-        "seam_share": findings.seam,
-        "energies": findings.energies,
-        "effective_samples": {
-            label: {name: {"share": e.share, "g_frames": e.inefficiency, "n_effective": e.n_effective} for name, e in found.items()}
-            for label, found in findings.effective.items()
-            if verdict.gate_passed or label in (labels["reference"], labels["training"], labels["all_md"])
-        },
-        "structures": evidence.structures,
-        "farm": {**evidence.farm.details, "plain_md": results.plain} if evidence.farm else None,
-        "costs": results.costs.as_dict(),
-        "baseline_md": [speed.as_dict() for speed in results.speeds],
-        "break_even": {contest.name: contest.as_dict() for contest in results.contests}
-        or {"available": False, "reason": "the quality gate did not pass"},
-        "provenance": {"report": provenance(), "stages": {s: read_json(run.path(s, "done.json"))["provenance"] for s in STAGES if s != "report" and run.path(s, "done.json").is_file()}},
-        "config": run.config.model_dump(mode="json"),
-    }  # fmt: skip
-
-
-def _delta_f(findings: Findings, labels: dict[str, str], checks: tuple[Any, ...]) -> dict[str, Any]:
-    found: dict[str, Estimate | None] = {name: findings.delta_f.get(label) for name, label in labels.items()}
-    reference, corrected = found["reference"], found["corrected"]
-    inside = reference is not None and corrected is not None and reference.low <= corrected.value <= reference.high
-    consistent = any(check.name == "free energies agree" and check.passed for check in checks)
-    return {"unit": "kT", **found, "consistent": consistent, "inside_reference_interval": bool(inside)}
-
-
-def plain_values(value: Any) -> Any:
-    """Make JSON of dataclasses and arrays; numbers that JSON has no word for (nan, infinite) become null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain_values(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain_values(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

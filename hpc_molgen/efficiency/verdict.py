@@ -106,7 +106,8 @@ def _agreement(cv: str, reference: Estimate, corrected: Estimate) -> list[Check]
         text = f"dF({cv} > 0) is not finite on one side: a state was never sampled"
         return [Check("free energies agree", False, text)]
     agrees = abs(difference) <= Z_LIMIT * error
-    text = f"dF({cv} > 0) of the corrected samples differs from held-out MD by {difference:+.2f} kT, {abs(difference) / error:.1f} standard errors"
+    text = f"dF({cv} > 0) of the corrected samples differs from held-out MD by {difference:+.2f} kT, "
+    text += f"{abs(difference) / error:.1f} standard errors"
     resolved = error <= MAX_ERROR_KT
     width = f"the standard error of that difference is {error:.2f} kT"
     too_wide = f", more than {MAX_ERROR_KT} kT: agreement would mean nothing"

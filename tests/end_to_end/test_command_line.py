@@ -83,7 +83,11 @@ def test_finished_stages_are_skipped_and_status_tells(command: CommandLine, tiny
 
 def test_a_stage_without_its_inputs_says_so(command: CommandLine, tmp_path: Path) -> None:
     shown = command("run", "tiny", "--out", str(tmp_path / "run"), "--only", "train")
-    assert shown.returncode == 2 and "run the stage" in shown.stderr and "Traceback" not in shown.stderr
+    assert (
+        shown.returncode == 2
+        and "needs the stage 'featurize', which is not finished" in shown.stderr
+        and "Traceback" not in shown.stderr
+    )
 
 
 def test_a_truncated_file_of_an_earlier_stage_is_named(command: CommandLine, tiny_run: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LONGER = {
     "reference": ["reference.production_ps=60"],
     "featurize": [],
     "train": ["train.n_steps=1500"],
-    "sample": ["sample.n_samples=6000"],
+    "sample": ["sample.n_samples=2000"],
     "correct": [],
     "farm": ["farm.production_ps=60"],
 }

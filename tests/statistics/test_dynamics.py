@@ -1,0 +1,87 @@
+"""Dynamics: temperature, constraints, platforms, blow-ups; biased walkers reweighted to the unbiased molecule."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpc_molgen.config import ReferenceConfig
+from hpc_molgen.dynamics import bias, walkers
+from hpc_molgen.dynamics.engine import Engine, available_platforms, fastest_platform
+from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.errors import HpcMolgenError, InputError
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
+from hpc_molgen.units import BOLTZMANN_KJ_MOL_KELVIN
+
+
+def relaxed(system: MolecularSystem, **options: object) -> Engine:
+    engine = Engine(system, "Reference", 11, **options)  # type: ignore[arg-type]
+    engine.minimise()
+    engine.set_positions(engine.positions_nm, draw_velocities=True)
+    engine.step(2000)
+    return engine
+
+
+@pytest.mark.parametrize(("constraints", "timestep_fs", "freedom"), [("none", 1.0, 66), ("hbonds", 2.0, 54)])
+def test_kinetic_temperature(alanine: MolecularSystem, constraints: str, timestep_fs: float, freedom: int) -> None:
+    """Equipartition over all degrees of freedom, within 5 standard errors from 20 blocks."""
+    engine = relaxed(alanine, constraints=constraints, timestep_fs=timestep_fs, friction_per_ps=10.0)
+    kinetic = np.concatenate([block.kinetic_kj_mol for block in engine.simulate(2000, 20)])
+    temperatures = 2 * kinetic / (freedom * BOLTZMANN_KJ_MOL_KELVIN)
+    means = temperatures.reshape(20, -1).mean(1)
+    # the kinetic energy at half steps is low by a relative (omega dt)^2 / 4 for each mode: below 1 % at these steps
+    assert abs(means.mean() - 300) < 5 * means.std(ddof=1) / np.sqrt(20) + 3
+
+
+def test_constrained_bonds_stay(alanine: MolecularSystem) -> None:
+    frames = next(relaxed(alanine, constraints="hbonds", timestep_fs=2.0).simulate(100, 10)).positions_nm.astype(float)
+    for a, b in alanine.topology.bonds:
+        lengths = np.linalg.norm(frames[:, a.index] - frames[:, b.index], axis=1)
+        rigid = "H" in (a.element.symbol, b.element.symbol)
+        assert (lengths.std() < 1e-6) == rigid
+
+
+def test_recorded_energies_are_those_of_the_frames(alanine: MolecularSystem) -> None:
+    engine = relaxed(alanine, bias=bias.flattening_bias(alanine, torsion_by_name(alanine.topology, "phi"), 1))
+    block = next(engine.simulate(50, 20))
+    again = Engine(alanine, "Reference").reduced_energy(block.positions_nm) * alanine.kt_kj_mol
+    assert np.abs(again - block.potential_kj_mol).max() < 2e-3  # positions are stored as float32
+
+
+def test_the_fastest_platform_for_a_small_molecule_is_reference(alanine: MolecularSystem) -> None:
+    assert "Reference" in available_platforms()
+    if not {"CUDA", "OpenCL", "HIP"} & set(available_platforms()):
+        assert fastest_platform(alanine) == "Reference"  # facts/md.md: 4 to 10 times the CPU platform
+    with pytest.raises(InputError, match="no platform 'Metal'"):
+        Engine(alanine, "Metal")
+
+
+def test_walkers_that_blow_up_end_with_a_message(alanine: MolecularSystem, tmp_path: Path) -> None:
+    config = ReferenceConfig(n_walkers=2, production_ps=1, timestep_fs=5.0, platform="Reference")  # flexible bonds, 5 fs
+    task = walkers.plan_walkers(alanine, config, 1, tmp_path)[0]
+    with pytest.raises(HpcMolgenError, match="walker 0 failed with 3 seeds"):
+        walkers.run_walker(task)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spread_starts_visit_both_signs_of_phi(alanine: MolecularSystem) -> None:
+    phi = torsion_angles(bias.spread_structures(alanine, 16, 1), torsion_by_name(alanine.topology, "phi"))
+    assert 6 <= (phi > 0).sum() <= 10
+
+
+def test_biased_walkers_cross_and_know_their_weights(alanine: MolecularSystem, tmp_path: Path) -> None:
+    config = ReferenceConfig(n_walkers=2, production_ps=40, save_every_ps=0.05, bias_torsion="phi", platform="Reference")
+    task = walkers.plan_walkers(alanine, config, 1, tmp_path)[0]
+    ensemble = read_ensemble(walkers.run_walker(task), alanine)
+    phi = torsion_angles(ensemble.positions_nm, torsion_by_name(alanine.topology, "phi"))
+    assert (phi > 0.3).any() and (phi < -0.3).any()
+    assert task.bias is not None
+    np.testing.assert_allclose(ensemble.log_weight, task.bias.energy_kj_mol(phi) / alanine.kt_kj_mol, atol=1e-4)
+    stamp = task.path.stat().st_mtime_ns
+    assert walkers.run_walker(task).stat().st_mtime_ns == stamp  # a finished walker is kept
+    again = dataclasses.replace(task, path=tmp_path / "again.h5")
+    assert np.array_equal(read_ensemble(walkers.run_walker(again), alanine).positions_nm, ensemble.positions_nm)
