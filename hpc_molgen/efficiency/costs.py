@@ -188,7 +188,8 @@ def samples_in_words(n: float) -> str:
 
 def break_even(fixed_cpu_s: float, md: float | np.ndarray, surrogate: float | np.ndarray) -> np.ndarray:
     """Return n* = fixed / (c_MD - c_S) where c_MD > c_S, else inf; 0 when nothing has to be paid back."""
-    gain = np.asarray(md, dtype=np.float64) - np.asarray(surrogate, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # two sides without a single effective sample: inf - inf
+        gain = np.asarray(md, dtype=np.float64) - np.asarray(surrogate, dtype=np.float64)
     gain = np.where(np.isfinite(gain), gain, 0.0)
     result: np.ndarray = np.divide(max(fixed_cpu_s, 0.0), gain, out=np.full(gain.shape, np.inf), where=gain > 0)
     return result

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hpc_molgen.efficiency import cost_tables, tables
+from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.tables import Table, number, share
 from hpc_molgen.efficiency.verdict import interval_text
 
@@ -116,7 +117,11 @@ def _reference_words(run: Run, results: Results) -> str:
             f"({len(evidence.reference):,} frames){bias}"
         )
     split = f"{evidence.training.n_units} of them train the surrogate and {evidence.held_out.n_units} are held out"
-    return f"{text}; {split}: all comparisons are with these."
+    words = f"{text}; {split}: all comparisons are with these."
+    if evidence.held_out.n_units == 1:
+        words += f" Intervals of a single trajectory come from {N_BLOCKS} contiguous blocks of it: too narrow where these are "
+        words += "not independent."
+    return words
 
 
 def _conformations(run: Run, results: Results) -> Section:

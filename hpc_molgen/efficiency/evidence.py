@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
 
 MAX_PDB_READ = 200
+N_BLOCKS = 10  # of a single trajectory
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,13 @@ class Conformations:
     def ess(self) -> float:
         """Kish effective size of the weights; correlation in time is not in it."""
         return float(1 / np.sum(self.weights**2))
+
+    @property
+    def blocks(self) -> np.ndarray | None:
+        """What the bootstrap draws: trajectories, contiguous parts of a single one, or (None) samples."""
+        if self.units is None or self.n_units > 1:
+            return self.units
+        return np.arange(len(self)) * N_BLOCKS // len(self)
 
     @property
     def n_units(self) -> int:

@@ -133,7 +133,7 @@ def profile(directory: Path, evidence: Evidence, findings: Findings) -> None:
 def energies(directory: Path, evidence: Evidence) -> None:
     """Distributions of the reduced energy before and after the correction, against held-out MD."""
     reference = evidence.held_out
-    low, high = np.quantile(reference.reduced_energy, [0.0005, 0.9995])
+    low, high = np.quantile(reference.reduced_energy[np.isfinite(reference.reduced_energy)], [0.0005, 0.9995])
     low, high = low - 0.05 * (high - low), high + 0.15 * (high - low)
     bins = np.linspace(low, high, 81)
     with canvas(directory, "energies", 1, 2.7) as (_, (axis,)):
@@ -270,5 +270,6 @@ def break_even(directory: Path, contests: list[Contest], costs: CostBook, names:
             axis.set_xlabel("effective samples")
             axis.set_title(names[contest.name])
             axis.minorticks_off()
+        axes[0].set_ylim(bottom=axes[0].get_ylim()[0] / 12)  # room for the names of the lines
         axes[0].set_ylabel("cost / CPU-core seconds")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -102,9 +102,9 @@ def analyse(evidence: Evidence, kt_kj_mol: float, n_replicates: int, seed: int) 
     effective: dict[str, dict[str, kinetics.EffectiveSamples]] = {}
     for part in [*md, *generated] if evidence.torsions.names else []:
         generator = numpy_generator(seed, "report", part.label)
-        cv, settings = part.torsions_rad[:, 0], (part.weights, part.units, n_replicates, generator)
+        cv, settings = part.torsions_rad[:, 0], (part.weights, part.blocks, n_replicates, generator)
         delta_f[part.label] = free_energy.free_energy_difference(cv, *settings)
-        profiles[part.label] = free_energy.profile(cv, part.weights, part.units, kt_kj_mol, n_replicates, generator)
+        profiles[part.label] = free_energy.profile(cv, part.weights, part.blocks, kt_kj_mol, n_replicates, generator)
         seam[part.label] = _seam_shares(part, evidence.torsions.names, n_replicates, generator)
         effective[part.label] = _effective(part, evidence.torsions.is_backbone, n_replicates, generator)
         if part.units is not None:
@@ -140,7 +140,7 @@ def _seam_shares(
     shares = {}
     for name, angles in zip(names, part.torsions_rad.T, strict=True):
         near = (np.abs(angles) > np.pi - np.radians(SEAM_DEG)).astype(int)
-        found = free_energy.bootstrap_shares(near, 2, part.weights, part.units, n_replicates, generator)
+        found = free_energy.bootstrap_shares(near, 2, part.weights, part.blocks, n_replicates, generator)
         shares[name] = free_energy.clamped(found.interval(float(found.value[1]), found.replicates[:, 1]), 0.0, 1.0)
     return shares
 

@@ -48,7 +48,12 @@ def share_interval(estimate: Estimate) -> str:
     """Write a share with its interval, in percent."""
     if not np.isfinite([estimate.low, estimate.high]).all():
         return share(estimate.value)
-    return f"{100 * estimate.value:.2f} [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
+    return unbroken(f"{100 * estimate.value:.2f} [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]")
+
+
+def unbroken(text: str) -> str:
+    """Keep a value and its interval on one line."""
+    return text.replace(" ", "\u00a0")
 
 
 def _sets(evidence: Evidence) -> list[Conformations]:
@@ -58,7 +63,7 @@ def _sets(evidence: Evidence) -> list[Conformations]:
 def _size(part: Conformations) -> str:
     if part.units is None:
         return f"{len(part):,} samples"
-    return f"{len(part):,} frames of {part.n_units} trajectories"
+    return f"{len(part):,} frames, {part.n_units} trajectories"
 
 
 def free_energies(evidence: Evidence, findings: Findings, kt_kj_mol: float) -> Table:
@@ -72,10 +77,20 @@ def free_energies(evidence: Evidence, findings: Findings, kt_kj_mol: float) -> T
         difference, profile = "-", "-"
         if part.label in (evidence.raw.label, "corrected samples"):
             known = np.isfinite(found.value - held_out.value) and np.isfinite(error)
-            difference = f"{found.value - held_out.value:+.2f} ± {error:.2f}" if known else "-"
+            difference = unbroken(f"{found.value - held_out.value:+.2f} ± {error:.2f}") if known else "-"
             profile = number(profile_error(findings.profiles[evidence.held_out.label], findings.profiles[part.label]), 2)
         passages = str(findings.passages[part.label]) if part.label in findings.passages else "-"
-        rows.append([part.label, _size(part), passages, interval_text(found), interval_text(scaled, 1), difference, profile])
+        rows.append(
+            [
+                part.label,
+                _size(part),
+                passages,
+                unbroken(interval_text(found)),
+                unbroken(interval_text(scaled, 1)),
+                difference,
+                profile,
+            ]
+        )
     columns = (
         "set",
         "size",
@@ -118,7 +133,7 @@ def divergences(rows: list[Divergence], title: str, note: str) -> Table:
         spread = f" ± {row.floor_spread:.4f}" if row.floor_spread else ""
         size = f"{row.n:,}" + (f" ({row.ess:,.0f})" if round(row.ess) != row.n else "")
         cells = [row.observable, row.label, size, f"{row.value:.4f}", f"{np.sqrt(row.value):.3f}", f"{row.size:,.0f}"]
-        body.append([*cells, f"{row.at_size:.4f}", f"{row.floor:.4f}{spread}", f"{row.ratio:.2f}"])
+        body.append([*cells, f"{row.at_size:.4f}", unbroken(f"{row.floor:.4f}{spread}"), f"{row.ratio:.2f}"])
     return Table(title, columns, body, note, (0, 1))
 
 

@@ -102,8 +102,10 @@ def gate(
 def _agreement(cv: str, reference: Estimate, corrected: Estimate) -> list[Check]:
     error = float(np.hypot(reference.standard_error, corrected.standard_error))
     difference = corrected.value - reference.value
-    if not (np.isfinite(difference) and np.isfinite(error)):
-        text = f"dF({cv} > 0) is not finite on one side: a state was never sampled"
+    if not np.isfinite(difference):
+        return [Check("free energies agree", False, f"dF({cv} > 0) is not finite on one side: a state was never sampled")]
+    if not np.isfinite(error):
+        text = f"dF({cv} > 0) has no error bar on one side: a state was seen too rarely"
         return [Check("free energies agree", False, text)]
     agrees = abs(difference) <= Z_LIMIT * error
     text = f"dF({cv} > 0) of the corrected samples differs from held-out MD by {difference:+.2f} kT, "

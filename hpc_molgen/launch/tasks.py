@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hpc_molgen.errors import EXIT_BUG, EXIT_INTERRUPTED, EnvironmentProblem, HpcMolgenError
+from hpc_molgen.errors import EXIT_BUG, EXIT_INTERRUPTED, HpcMolgenError
 from hpc_molgen.pipeline import run_stages
 from hpc_molgen.run import Run
 from hpc_molgen.workers import Workers
@@ -42,11 +42,6 @@ def run_stage(stage: str, directory: str) -> None:
             level=logging.INFO if workers.is_root else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
         )
         logging.getLogger("submitit").propagate = False  # it has a handler of its own
-        if workers.size != environment.num_tasks:
-            raise EnvironmentProblem(
-                f"Slurm started {environment.num_tasks} tasks, but each sees {workers.size}: 'mpi' in the site file must be "
-                "the type that this MPI library speaks (pmi2 for MPICH, pmix for Open MPI; srun --mpi=list shows them)"
-            )
         run_stages(Run.open(Path(directory), workers), only=stage)
     except BaseException as error:
         _fail(error, workers)
@@ -62,6 +57,7 @@ def _prepare(environment: JobEnvironment, stage: str) -> None:
         if GPU_MASK in os.environ:
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPU_MASK]
     else:
+        os.environ.setdefault("PMIX_SIZE", str(environment.num_tasks))  # Slurm's pmix does not say it, pmi2 does
         _choose_transport()
     if stage == "train" and environment.num_tasks > 1:
         number = int("".join(filter(str.isdigit, environment.job_id)))

@@ -167,7 +167,7 @@ def test_ranks_that_do_not_see_each_other_do_no_work(cluster: Cluster, command: 
     ended = command("submit", "tiny", "--site", str(site), "--out", str(out), "--only", "reference", env=cluster.env)
     assert ended.returncode == 0, ended.stderr
     assert cluster.wait(re.findall(r" job (\d+)", ended.stdout)[0]) == "FAILED"
-    assert "Slurm started 2 tasks, but each sees 1" in logs(out) and "Traceback" not in logs(out)
+    assert "started 2 ranks, but MPI sees 1" in logs(out) and "Traceback" not in logs(out)
     assert not (out / "reference").exists()
 
 
