@@ -75,7 +75,7 @@ def run(
 
 def _finish(directory: Path) -> None:
     """Say where the report is, and end with the code of the quality gate."""
-    from hpc_molgen.run import read_json
+    from hpc_molgen.files import read_json
 
     report = directory / "report" / "report.json"
     if not report.is_file():

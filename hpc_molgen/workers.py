@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any, TypeVar
 
 from hpc_molgen import interrupts
@@ -17,7 +20,7 @@ from hpc_molgen.errors import EnvironmentProblem
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MPI_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS")
+_MPI_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 
 
 def launched_size() -> int:
@@ -26,6 +29,18 @@ def launched_size() -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 1
+
+
+def _choose_transport() -> None:
+    """Let the MPICH that comes from PyPI use libfabric inside Slurm jobs.
+
+    It prefers UCX, whose addresses can be longer than Slurm's PMI2 takes (where a node has many network devices; compare
+    pmodels/mpich issue 6924): MPI_Init then fails or hangs. Our messages are few and small. Another MPI is left alone.
+    """
+    if "SLURM_JOB_ID" in os.environ:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.distribution("mpich")
+            os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
 def available_cores() -> int:
@@ -41,6 +56,7 @@ class TorchComm:
         import torch.distributed as dist
 
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)  # gloo threads still running at exit would abort the process
         self._dist = dist
 
     def Get_rank(self) -> int:
@@ -96,6 +112,7 @@ class Workers:
         size = launched_size()
         if size == 1:
             return cls(n_processes=available_cores())
+        _choose_transport()
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:

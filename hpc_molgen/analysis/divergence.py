@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import rel_entr
 
+from hpc_molgen.angles import wrap
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import numpy_generator
-from hpc_molgen.systems.torsions import wrap
 
 TORSION_BINS = 100
 RAMACHANDRAN_BINS = 60

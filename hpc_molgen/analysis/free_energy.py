@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc_molgen.systems.torsions import wrap
+from hpc_molgen.angles import wrap
 
 PROFILE_BINS = 100
 LEVEL = 0.95

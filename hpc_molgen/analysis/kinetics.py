@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc_molgen.analysis.free_energy import multiplicities
+from hpc_molgen.angles import wrap
 from hpc_molgen.errors import InputError
-from hpc_molgen.systems.torsions import wrap
 
 CORE_DEG = (30.0, 130.0)  # |cv| of the two cores: clear of 0 and of the seam, both of which a torsion crosses by jitter
 

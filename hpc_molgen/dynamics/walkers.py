@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def _simulate(task: WalkerTask, seed: int) -> None:
 
 def plan_reference(
     system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path
-) -> list[WalkerTask] | list[ImportTask]:
+) -> Sequence[WalkerTask | ImportTask]:
     """One task per trajectory: the user's files where the configuration names some, walkers to simulate otherwise."""
     if config.trajectories:
         return plan_imports(system, config, directory)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen import datasets
+from hpc_molgen.angles import wrap
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json
 from hpc_molgen.reweighting import normalised_weights
 from hpc_molgen.structures import read_manifest, read_pdb_positions
-from hpc_molgen.systems.torsions import Quad, rotatable_torsions, torsion_angles, torsion_by_name, wrap
+from hpc_molgen.systems.torsions import Quad, rotatable_torsions, torsion_angles, torsion_by_name
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run

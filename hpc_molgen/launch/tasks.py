@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -56,9 +54,6 @@ def _prepare(environment: JobEnvironment, stage: str) -> None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         if GPU_MASK in os.environ:
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[GPU_MASK]
-    else:
-        os.environ.setdefault("PMIX_SIZE", str(environment.num_tasks))  # Slurm's pmix does not say it, pmi2 does
-        _choose_transport()
     if stage == "train" and environment.num_tasks > 1:
         number = int("".join(filter(str.isdigit, environment.job_id)))
         os.environ |= {
@@ -68,17 +63,6 @@ def _prepare(environment: JobEnvironment, stage: str) -> None:
             "MASTER_ADDR": environment.hostnames[0],
             "MASTER_PORT": str(_FIRST_PORT + number % _N_PORTS),
         }
-
-
-def _choose_transport() -> None:
-    """Let the MPICH that comes from PyPI use libfabric under srun.
-
-    It prefers UCX, whose addresses can be longer than Slurm's PMI2 takes (where a node has many network devices; compare
-    pmodels/mpich issue 6924): MPI_Init then fails or hangs. Our messages are few and small. Another MPI is left alone.
-    """
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        metadata.distribution("mpich")
-        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
 def _fail(error: BaseException, workers: Workers) -> NoReturn:

@@ -77,8 +77,9 @@ class Representation(abc.ABC):
     def save(self, path: Path, system: MolecularSystem) -> None:
         """Write a safetensors file with the constants."""
         tensors, values = self.state()
-        metadata = {"name": self.name, "system_key": system.key, "values": json.dumps(values)}
-        write_atomically(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata=metadata))
+        about = json.dumps({"name": self.name, "system_key": system.key, "values": values})
+        kept = {key: value.contiguous() for key, value in tensors.items()}
+        write_atomically(path, save(kept, metadata={"hpc_molgen": about}))
 
 
 def representation_class(name: str) -> type[Representation]:
@@ -100,10 +101,10 @@ def load_representation(path: Path, system: MolecularSystem) -> Representation:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            about = json.loads(file.metadata()["hpc_molgen"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable representation ({error}); delete it and run again") from error
-    if metadata["system_key"] != system.key:
-        raise InputError(f"{path} belongs to system key {metadata['system_key']}, this run has {system.key} ({system.name})")
-    return representation_class(metadata["name"]).from_state(system, tensors, json.loads(metadata["values"]))
+    if about["system_key"] != system.key:
+        raise InputError(f"{path} belongs to system key {about['system_key']}, this run has {system.key} ({system.name})")
+    return representation_class(about["name"]).from_state(system, tensors, about["values"])

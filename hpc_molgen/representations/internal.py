@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from hpc_molgen.angles import wrap_angle
 from hpc_molgen.representations.base import Representation
-from hpc_molgen.representations.zmatrix import ZMatrix, wrap_angle
+from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.systems.torsions import Quad
 
 if TYPE_CHECKING:

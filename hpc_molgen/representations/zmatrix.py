@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,11 +176,6 @@ class ZMatrix:
         positions = torch.stack([placed[atom] for atom in range(self.n_atoms)], dim=1)
         log_abs_det = 2 * torch.log(bonds).sum(-1) + torch.log(torch.sin(angles)).sum(-1)
         return positions, log_abs_det
-
-
-def wrap_angle(angle: torch.Tensor) -> torch.Tensor:
-    """Wrap angles into (-pi, pi]."""
-    return -(torch.remainder(torch.pi - angle, 2 * torch.pi) - torch.pi)
 
 
 def _torsion(i: torch.Tensor, j: torch.Tensor, k: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -56,9 +56,9 @@ class Surrogate(nn.Module, abc.ABC):
 
     def save(self, path: Path, name: str, system_key: str) -> None:
         """Write weights and hyperparameters as safetensors, atomically."""
-        metadata = {"name": name, "system_key": system_key, "hyperparameters": json.dumps(self.hyperparameters)}
+        about = {"name": name, "system_key": system_key, "hyperparameters": self.hyperparameters}
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        write_atomically(path, save(tensors, metadata=metadata))
+        write_atomically(path, save(tensors, metadata={"hpc_molgen": json.dumps(about)}))
 
 
 def surrogate_class(name: str) -> type[Surrogate]:
@@ -80,12 +80,12 @@ def load_surrogate(path: Path, system_key: str) -> Surrogate:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            about = json.loads(file.metadata()["hpc_molgen"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable surrogate ({error}); train again with --from train") from error
-    if metadata["system_key"] != system_key:
-        raise InputError(f"{path} was trained on system key {metadata['system_key']}, this run has {system_key}")
-    surrogate = surrogate_class(metadata["name"])(**json.loads(metadata["hyperparameters"]))
+    if about["system_key"] != system_key:
+        raise InputError(f"{path} was trained on system key {about['system_key']}, this run has {system_key}")
+    surrogate = surrogate_class(about["name"])(**about["hyperparameters"])
     surrogate.load_state_dict(tensors)
     return surrogate.eval()

@@ -34,12 +34,6 @@ def torsion_angles(positions_nm: np.ndarray, atoms: Quad) -> np.ndarray:
     return angle
 
 
-def wrap(angle_rad: np.ndarray) -> np.ndarray:
-    """Wrap angles into (-pi, pi]."""
-    wrapped: np.ndarray = -((np.pi - np.asarray(angle_rad)) % (2 * np.pi) - np.pi)
-    return wrapped
-
-
 def _backbone_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
     from mdtraj.geometry import dihedral
 

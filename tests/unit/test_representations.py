@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from hpc_molgen.angles import wrap, wrap_angle
 from hpc_molgen.config import RepresentationConfig
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.representations.internal import InternalRepresentation
 from hpc_molgen.representations.torsion import TorsionRepresentation
-from hpc_molgen.representations.zmatrix import ZMatrix, wrap_angle
+from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.structures import StructureChecker
 from hpc_molgen.systems.base import MolecularSystem
-from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name, wrap
+from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 
 
 @pytest.fixture(scope="module")

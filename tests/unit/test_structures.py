@@ -11,10 +11,11 @@ import pytest
 from openmm import app, unit
 
 from hpc_molgen import structures
+from hpc_molgen.angles import wrap
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
-from hpc_molgen.systems.torsions import atoms_beyond, set_torsion, torsion_angles, torsion_by_name, wrap
+from hpc_molgen.systems.torsions import atoms_beyond, set_torsion, torsion_angles, torsion_by_name
 
 
 @pytest.fixture(scope="module")

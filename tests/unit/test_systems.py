@@ -11,13 +11,14 @@ import openmm
 import pytest
 from openmm import app, unit
 
+from hpc_molgen.angles import wrap
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.engine import Engine, TorsionBias
 from hpc_molgen.errors import InputError
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
-from hpc_molgen.systems.torsions import set_torsion, torsion_angles, torsion_by_name, wrap
+from hpc_molgen.systems.torsions import set_torsion, torsion_angles, torsion_by_name
 
 
 def pdb_of(system: MolecularSystem, without: tuple[str, ...] = (), rename: dict[str, str] | None = None) -> str:

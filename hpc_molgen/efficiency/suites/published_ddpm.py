@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpc_molgen.angles import wrap
 from hpc_molgen.seeding import derive_seed, numpy_generator, torch_generator
-from hpc_molgen.systems.torsions import wrap
 
 TIME_EMBEDDING = 128
 CHOSEN_BANDWIDTHS_DEG = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)

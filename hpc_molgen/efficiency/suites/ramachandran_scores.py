@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen.analysis.divergence import NoiseFloor, jensen_shannon, noise_floor, ramachandran_histogram, seam_share
+from hpc_molgen.angles import wrap
 from hpc_molgen.efficiency.suites import ramachandran_tables as tables
 from hpc_molgen.efficiency.suites.record import Costs, spread
-from hpc_molgen.systems.torsions import wrap
 
 SEAM_WIDTHS_DEG = (1.0, 2.0, 5.0)
 COARSE_BINS = 36

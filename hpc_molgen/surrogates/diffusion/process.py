@@ -22,7 +22,7 @@ import math
 
 import torch
 
-from hpc_molgen.representations.zmatrix import wrap_angle
+from hpc_molgen.angles import wrap_angle
 
 HALF_PI = math.pi / 2
 _IMAGES = 3

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
-from hpc_molgen.representations.zmatrix import wrap_angle
 from hpc_molgen.seeding import torch_generator
 from hpc_molgen.surrogates.base import Surrogate
 from hpc_molgen.surrogates.diffusion.network import VelocityNetwork
