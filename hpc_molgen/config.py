@@ -87,6 +87,7 @@ class TrainConfig(Model):
     log_every: int = Field(50, ge=1)
     checkpoint_every_s: float = Field(60.0, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1, description="CPU threads of each rank; more pay only for wide networks on an idle machine")
 
 
 class SampleConfig(Model):

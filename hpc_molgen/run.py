@@ -41,7 +41,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "report": (("report",), ("reference", "train", "sample", "correct", "farm")),
 }
 # settings of how a stage runs that do not change what it computes
-_HOW = {"checkpoint_every_s", "device", "log_every"}
+_HOW = {"checkpoint_every_s", "device", "log_every", "threads"}
 
 
 class Run:

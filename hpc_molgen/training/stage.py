@@ -31,6 +31,7 @@ def build_surrogate(config: SurrogateConfig, representation: Representation, see
 
 def train_surrogate(run: Run) -> dict[str, Any]:
     """Train, write train/surrogate.safetensors, and return the figures of the training."""
+    torch.set_num_threads(run.config.train.threads)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     train, held_out = datasets.load_split(run)
     features, held_out_features = (
