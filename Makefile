@@ -23,7 +23,7 @@ $(BIN)/python:
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv python3-pip; fi; \
 	  $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: install python3-venv"; exit 1; }; fi
 
-# torch first and exactly: any other spelling may pull gigabytes of CUDA packages
+# torch first and exactly, so that nothing below chooses another build of it
 $(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
 	@echo "installing pinned dependencies into $(VENV)"
 	@$(PIP) install torch==2.13.0
@@ -35,7 +35,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@touch $@
 
 demo: $(VENV)/.demo
-	@$(BIN)/hpc-molgen run alanine-dipeptide --out $(OUT)
+	@$(BIN)/hpc-molgen run alanine-dipeptide --out $(OUT) || [ $$? = 3 ]  # 3: finished, and the report says why it is not certified
 
 # a real Slurm for tests/slurm: from Debian's packages, where we may install them
 slurm-packages:
@@ -56,4 +56,4 @@ lint: $(VENV)/.test
 	@$(BIN)/shellcheck .ci/run slurm/*.sbatch
 
 clean:
-	rm -rf $(VENV) runs benchmark-results *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

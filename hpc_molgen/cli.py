@@ -69,7 +69,7 @@ def run(
     _guard_ranks(workers)
     opened = Run.create(out or Path("runs") / resolved.name, resolved, workers)
     run_stages(opened, only, start)
-    if workers.is_root:
+    if workers.is_root and opened.is_done("report"):
         _finish(opened.directory)
 
 
@@ -77,10 +77,7 @@ def _finish(directory: Path) -> None:
     """Say where the report is, and end with the code of the quality gate."""
     from hpc_molgen.files import read_json
 
-    report = directory / "report" / "report.json"
-    if not report.is_file():
-        return
-    verdict = read_json(report)["verdict"]
+    verdict = read_json(directory / "report" / "report.json")["verdict"]
     typer.echo(f"{verdict['sentence']}\nreport: {directory / 'report' / 'report.html'}")
     if not verdict["gate_passed"]:
         raise typer.Exit(EXIT_GATE_FAILED)
@@ -135,8 +132,7 @@ def report(directory: Directory, show: Annotated[bool, typer.Option("--open", he
 
     _log_to_stderr(quiet=False)
     opened = Run.open(directory)
-    opened.path("report", "done.json").unlink(missing_ok=True)
-    run_stages(opened, only="report")
+    run_stages(opened, only="report", again=True)
     if show:
         webbrowser.open((directory / "report" / "report.html").resolve().as_uri())
     _finish(directory)

@@ -38,7 +38,11 @@ class SystemConfig(Model):
 class ReferenceConfig(Model):
     """Reference molecular dynamics, or trajectories that the user already has."""
 
-    n_walkers: int = Field(16, ge=2, description="independent walkers, started from spread structures")
+    n_walkers: int = Field(16, ge=2, description="independent walkers")
+    starts: Literal["spread", "given"] = Field(
+        "spread",
+        description="'spread': rotatable torsions cover the torus; 'given': the system's own structure (folded proteins)",
+    )
     production_ps: float = Field(300.0, gt=0, description="length of each walker after equilibration")
     equilibration_ps: float = Field(5.0, ge=0)
     timestep_fs: float = Field(1.0, gt=0, le=5)
@@ -95,7 +99,9 @@ class SampleConfig(Model):
 
     n_samples: int = Field(10_000, ge=1)
     sampler: Literal["ode", "ancestral"] = Field("ode", description="'ancestral' has no ln q")
-    n_steps: int = Field(8, ge=1, description="'ode': Runge-Kutta steps of 4 evaluations; 'ancestral': noise levels")
+    n_steps: int | None = Field(
+        None, ge=1, description="'ode': Runge-Kutta steps of 4 evaluations (None: 8); 'ancestral': noise levels (None: 1000)"
+    )
     log_density: bool = Field(True, description="exact ln q along the ODE; importance weights need it")
     shard_size: int = Field(1000, ge=1)
 
@@ -166,10 +172,29 @@ class RunConfig(Model):
 
     @model_validator(mode="after")
     def _held_out_walkers(self) -> RunConfig:
-        n_held_out = round(self.reference.n_walkers * self.reference.held_out_fraction)
-        if not 0 < n_held_out < self.reference.n_walkers and not self.reference.trajectories:
-            raise ValueError("reference.held_out_fraction leaves no walker for training or none for validation")
+        n_files = len(self.reference.trajectories)
+        n = max(2, n_files) if n_files else self.reference.n_walkers  # a single file is cut into two
+        if not 0 < n_held_out(n, self.reference.held_out_fraction) < n:
+            raise ValueError(
+                f"reference.held_out_fraction {self.reference.held_out_fraction} of {n} trajectories leaves none for training "
+                "or none for validation"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _exact_weights_need_a_flexible_reference(self) -> RunConfig:
+        constrained = self.reference.constraints != "none" and not self.reference.trajectories
+        if self.representation.name == "internal" and self.correct.weights and constrained:
+            raise ValueError(
+                "reference.constraints must be 'none' for exact weights of all internal coordinates: constrained bonds do not "
+                "vibrate, so the surrogate would not cover the flexible molecule (or set correct.weights false)"
+            )
+        return self
+
+
+def n_held_out(n: int, fraction: float) -> int:
+    """How many of the first `n` trajectories are held out."""
+    return int(n * fraction + 1e-9)
 
 
 def preset_names() -> list[str]:
@@ -253,9 +278,25 @@ def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
     for assignment in assignments or []:
         _set(values, assignment)
     try:
-        return RunConfig.model_validate(values)
+        return _with_absolute_paths(RunConfig.model_validate(values))
     except ValidationError as error:
         raise InputError(explain(error, RunConfig, str(path))) from error
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Make the user's files findable from every folder and every node."""
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).expanduser().absolute()) if name is not None and Path(name).expanduser().exists() else name
+
+    system, reference = config.system, config.reference
+    files = tuple(absolute(name) or name for name in system.force_field)
+    paths = {"pdb": absolute(system.pdb), "system_xml": absolute(system.system_xml), "force_field": files}
+    trajectories = tuple(absolute(name) or name for name in reference.trajectories)
+    named = {"trajectories": trajectories, "trajectory_topology": absolute(reference.trajectory_topology)}
+    return config.model_copy(
+        update={"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named)}
+    )
 
 
 def dump_config(config: Model) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen import datasets, reweighting
+from hpc_molgen.config import dump_config
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.files import write_json
 from hpc_molgen.seeding import numpy_generator
@@ -62,7 +63,9 @@ def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[s
         log_weight = reweighting.importance_log_weights(reduced_energy, proposals.log_density)
         diagnostics |= reweighting.diagnose(log_weight).as_dict()
     weighted = dataclasses.replace(proposals, reduced_energy=reduced_energy, log_weight=log_weight)
-    write_ensemble(run.path("correct", "weighted.h5"), weighted, system, seed=run.config.seed)
+    write_ensemble(
+        run.path("correct", "weighted.h5"), weighted, system, seed=run.config.seed, config_yaml=dump_config(run.config)
+    )
     _, held_out = datasets.load_split(run)
     checker = StructureChecker(system, _weighted_quantile(held_out, 0.999))
     checks = checker(weighted.positions_nm, weighted.reduced_energy)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpc_molgen.config import n_held_out
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.reweighting import normalised_weights
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def is_held_out(walker: int, fraction: float) -> bool:
     """Spread the held-out walkers evenly: one of two for a fraction of 0.5, one of four for 0.25."""
-    return int((walker + 1) * fraction + 1e-9) > int(walker * fraction + 1e-9)
+    return n_held_out(walker + 1, fraction) > n_held_out(walker, fraction)
 
 
 def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
@@ -28,8 +29,16 @@ def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
         When the reference stage has written nothing, or one of the two parts is empty.
     """
     paths = sorted(run.path("reference").glob("walker-*.h5"))
+    numbers = [int(path.stem.removeprefix("walker-")) for path in paths]
+    expected = len(run.details("reference")["walkers"])
+    if numbers != list(range(expected)):
+        missing = sorted(set(range(expected)) - set(numbers))
+        raise InputError(
+            f"{run.path('reference')}: walkers {missing} of {expected} are missing; delete done.json there and run the stage "
+            "'reference' again: it makes those alone"
+        )
     parts: dict[bool, list[Ensemble]] = {False: [], True: []}
-    for number, path in enumerate(paths):
+    for number, path in zip(numbers, paths, strict=True):
         parts[is_held_out(number, run.config.reference.held_out_fraction)].append(read_ensemble(path, run.system))
     if not parts[False] or not parts[True]:
         raise InputError(

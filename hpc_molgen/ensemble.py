@@ -207,7 +207,7 @@ def read_ensemble(path: Path, system: MolecularSystem) -> Ensemble:
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path}: not a readable ensemble file ({error}); it is empty, truncated or foreign. "
-            "Delete it and run again: the stage that wrote it repeats only what is missing."
+            "Delete it and the done.json beside it, and run again: the stage repeats only what is missing."
         ) from error
 
 

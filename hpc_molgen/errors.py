@@ -1,6 +1,5 @@
 """Errors that a user meets, each with the exit code that it ends the command with."""
 
-EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_GATE_FAILED = 3

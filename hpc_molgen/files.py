@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpc_molgen.errors import EnvironmentProblem, InputError
 
@@ -36,8 +39,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write JSON atomically, by the letter of the standard (see `plain_values`)."""
+    write_atomically(path, (json.dumps(plain_values(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def plain_values(value: Any) -> Any:
+    """Make JSON of dataclasses and arrays; numbers that JSON has no word for (nan, infinite) become null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain_values(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain_values(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from hpc_molgen import preflight
 from hpc_molgen.run import STAGES, Run
 
 log = logging.getLogger(__name__)
@@ -98,16 +99,18 @@ def report(run: Run) -> None:
 STAGE_FUNCTIONS = {function.__name__: function for function in (reference, featurize, train, sample, correct, farm, report)}
 
 
-def run_stages(run: Run, only: str | None = None, start: str | None = None) -> None:
-    """Run all stages, or `only` one, or those from `start` on; finished ones with unchanged inputs are skipped."""
+def run_stages(run: Run, only: str | None = None, start: str | None = None, *, again: bool = False) -> None:
+    """Run all stages, or `only` one, or those from `start` on; finished ones are skipped unless asked for `again`."""
     names = list(STAGES)
     if only:
         names = [only]
     elif start:
         names = names[names.index(start) :]
     with run.lock():
+        if "reference" in names and not run.workers.from_root(lambda: run.is_done("reference")):
+            preflight.check(run.config, run.system)
         for name in names:
-            if run.workers.from_root(lambda name=name: run.is_done(name)):  # type: ignore[misc]
+            if not again and run.workers.from_root(lambda name=name: run.is_done(name)):  # type: ignore[misc]
                 log.info("%s: done before with the same inputs, skipped", name)
                 continue
             log.info("%s: starts", name)

@@ -35,7 +35,6 @@ class Progress:
         self.label, self.total, self.unit, self.path = label, total, unit, path
         self.done = 0.0
         self._started = time.monotonic()
-        self._offset = 0.0
         self._last_log = self._last_write = self._started
         self._bar: Any = None
         self._task: Any = None
@@ -56,11 +55,6 @@ class Progress:
             self._task = self._bar.add_task(self.label, total=self.total, unit=self.unit)
         return self
 
-    def start_at(self, done: float) -> None:
-        """Say what an earlier attempt had done already, so that the ETA counts only what this one does."""
-        self._offset = self.done = done
-        self._show()
-
     def advance(self, amount: float = 1.0) -> None:
         """Count `amount` more."""
         self.set(self.done + amount)
@@ -73,7 +67,7 @@ class Progress:
     @property
     def eta_s(self) -> float | None:
         """Seconds left at the speed so far."""
-        elapsed, mine = time.monotonic() - self._started, self.done - self._offset
+        elapsed, mine = time.monotonic() - self._started, self.done
         return elapsed / mine * (self.total - self.done) if mine > 0 else None
 
     def _show(self) -> None:

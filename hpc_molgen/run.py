@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hpc_molgen import __version__, interrupts
 from hpc_molgen.config import RunConfig, dump_config, load_config
-from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
-from hpc_molgen.files import read_json, write_json
+from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError, Interrupted
+from hpc_molgen.files import read_json, write_atomically, write_json
 from hpc_molgen.progress import Progress
 from hpc_molgen.workers import Workers, available_cores, cpu_seconds
 
@@ -41,6 +41,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "report": (("report",), ("reference", "train", "sample", "correct", "farm")),
 }
 # settings of how a stage runs that do not change what it computes
+_HEADER = "# a run of hpc-molgen: the resolved configuration\n"
 _HOW = {"checkpoint_every_s", "device", "log_every", "threads"}
 
 
@@ -60,25 +61,30 @@ class Run:
 
     @classmethod
     def create(cls, directory: Path, config: RunConfig, workers: Workers) -> Run:
-        """Make the directory (or reuse it) and write the resolved configuration.
+        """Make the directory (or reuse an earlier run's) and write the resolved configuration.
 
         Raises
         ------
+        InputError
+            When the directory holds files that are not of a run.
         EnvironmentProblem
-            When the directory cannot be made or written.
+            When it cannot be made or written, or another program works there.
         """
-
-        def prepare() -> str:
+        if workers.is_root:
+            own = directory / "config.yaml"
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                (directory / "config.yaml").write_text(dump_config(config))
+                others = {path.name for path in directory.iterdir()} - {"lock"}
+                foreign = others and not (own.is_file() and own.read_text().startswith(_HEADER))
             except OSError as error:
-                return f"{directory}: cannot be written ({error}); choose another --out"
-            return ""
-
-        problem = workers.from_root(prepare)
-        if problem:
-            raise EnvironmentProblem(problem)
+                raise EnvironmentProblem(f"{directory}: cannot be written ({error}); choose another --out") from error
+            if foreign:
+                raise InputError(f"{directory}: holds files that are not of an hpc-molgen run; choose another --out")
+            text = (_HEADER + dump_config(config)).encode()
+            with cls(directory, config, Workers()).lock():
+                if not own.is_file() or own.read_bytes() != text:
+                    write_atomically(own, text)
+        workers.barrier()
         return cls(directory, config, workers)
 
     @classmethod
@@ -108,7 +114,7 @@ class Run:
         sections, upstream = STAGES[stage]
         values = self.config.model_dump(mode="json")
         own = {s: {k: v for k, v in values[s].items() if k not in _HOW} for s in sections}
-        files = {str(p): _file_stamp(Path(p)) for p in _named_files(values["system"], values["reference"])}
+        files = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
         text = json.dumps(
             [__version__, self.config.seed, own, files, [self.fingerprint(name) for name in upstream]], sort_keys=True
         )
@@ -163,9 +169,13 @@ class Run:
         marker = directory / "inputs.json"
         if directory.is_dir() and any(directory.iterdir()):
             known = read_json(marker).get("fingerprint") if marker.is_file() else None
+            if known is None:
+                raise InputError(f"{directory}: holds files that no stage of hpc-molgen wrote; choose another --out")
             if known != fingerprint:
-                log.info("%s: its inputs have changed, earlier results of this stage are removed", stage)
-                shutil.rmtree(directory)
+                kept = directory.with_name(f"{stage}.old-{known}")
+                log.info("%s: its inputs have changed, earlier results of this stage are kept in %s", stage, kept)
+                shutil.rmtree(kept, ignore_errors=True)
+                directory.rename(kept)
         for name in ("failed.json", "done.json"):
             (directory / name).unlink(missing_ok=True)
         write_json(marker, {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
@@ -174,12 +184,12 @@ class Run:
         """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
         record: dict[str, Any] = {"rank": self.workers.rank, "wall_s": time.perf_counter() - wall}
         record |= {"cpu_s": cpu_seconds() - cpu, "finished": error is None, "workers": self.workers.n_parallel}
-        with (
-            contextlib.suppress(OSError),
-            open(self.path(stage, "costs.jsonl"), "a") as file,
-        ):  # a full disk must not hide the error
+        path = self.path("costs", f"{stage}.jsonl")  # outside of the stage's folder: searches over settings are counted too
+        with contextlib.suppress(OSError):  # a full disk must not hide the error
+            path.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError), open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
-        if error is not None and self.workers.is_root:
+        if error is not None and self.workers.is_root and not isinstance(error, KeyboardInterrupt | Interrupted):
             message = str(error) if isinstance(error, HpcMolgenError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(EnvironmentProblem):
                 write_json(self.path(stage, "failed.json"), {"error": message, "time": time.strftime("%Y-%m-%d %H:%M:%S")})
@@ -217,12 +227,16 @@ class Run:
 
 
 def _named_files(system: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    names = [system["pdb"], system["system_xml"], reference["trajectory_topology"], *reference["trajectories"]]
-    return [name for name in names if name]
+    names = [system["pdb"], system["system_xml"], *system["force_field"]]
+    return [name for name in [*names, reference["trajectory_topology"], *reference["trajectories"]] if name]
 
 
-def _file_stamp(path: Path) -> list[int]:
-    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+def _file_stamp(path: Path) -> list[int | str]:
+    """What tells a file from a changed one: its content, or size and time where reading it would take long."""
+    if not path.is_file():
+        return []
+    size = path.stat().st_size
+    return [size, hashlib.sha256(path.read_bytes()).hexdigest() if size < 2**25 else path.stat().st_mtime_ns]
 
 
 @functools.cache
@@ -256,7 +270,7 @@ def provenance() -> dict[str, Any]:
 
 def _git_commit() -> str:
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -267,13 +281,16 @@ def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
     return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
 
 
 def stage_costs(run: Run, stage: str) -> dict[str, float]:
     """Return what a stage cost over all attempts: CPU seconds of all ranks, wall seconds, number of attempts."""
-    path = run.path(stage, "costs.jsonl")
+    path = run.path("costs", f"{stage}.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     root = [record for record in records if record["rank"] == 0]
     return {

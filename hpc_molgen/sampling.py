@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_molgen.config import SampleConfig
+from hpc_molgen.config import SampleConfig, dump_config
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
+from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
-from hpc_molgen.workers import Stopwatch
+from hpc_molgen.workers import Stopwatch, local_rank
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
@@ -31,6 +32,11 @@ class Shard:
     surrogate: Path
     representation: Path
     path: Path
+
+
+def n_steps(config: SampleConfig) -> int:
+    """Steps of the sampler: as asked for, else what the sampler needs."""
+    return config.n_steps or (8 if config.sampler == "ode" else 1000)
 
 
 def plan_shards(run: Run) -> list[Shard]:
@@ -57,15 +63,17 @@ def sample_shard(shard: Shard) -> dict[str, float]:
         torch.set_num_threads(1)  # shards are the parallelism: one core each
         watch = Stopwatch()
         surrogate = load_surrogate(shard.surrogate, shard.system.key)
+        if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
+            raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
         if torch.cuda.is_available():
-            surrogate = surrogate.to("cuda")
+            surrogate = surrogate.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
         representation = load_representation(shard.representation, shard.system)
         features, log_q = surrogate.sample(
             shard.n,
             derive_seed(shard.seed, "sample", shard.index),
             sampler=shard.config.sampler,
-            n_steps=shard.config.n_steps,
-            log_density=shard.config.log_density,
+            n_steps=n_steps(shard.config),
+            log_density=shard.config.log_density and shard.config.sampler == "ode",
         )
         positions, log_abs_det = representation.decode(features.cpu())
         log_density = None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
@@ -81,10 +89,12 @@ def sample_shard(shard: Shard) -> dict[str, float]:
 def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:
     """Join the shards into proposals.h5 and return the figures of the stage."""
     ensemble = Ensemble.concatenate([read_ensemble(shard.path, run.system) for shard in shards])
-    write_ensemble(run.path("sample", "proposals.h5"), ensemble, run.system, seed=run.config.seed)
+    write_ensemble(
+        run.path("sample", "proposals.h5"), ensemble, run.system, seed=run.config.seed, config_yaml=dump_config(run.config)
+    )
     for shard in shards:
         shard.path.unlink()
     config = run.config.sample
     cpu_s = sum(cost["cpu_s"] for cost in costs)
-    evaluations = config.n_steps * (4 if config.sampler == "ode" else 1)
+    evaluations = n_steps(config) * (4 if config.sampler == "ode" else 1)
     return {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s, "network_evaluations": evaluations}

@@ -12,7 +12,7 @@ import numpy as np
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json, write_atomically, write_json
-from hpc_molgen.systems.torsions import amide_torsions, torsion_angles
+from hpc_molgen.systems.torsions import Quad, amide_torsions, torsion_angles
 
 if TYPE_CHECKING:
     import mdtraj
@@ -61,19 +61,30 @@ class StructureChecker:
         self._centres = _chiral_centres(topology)
         self._signs = np.sign(_volumes(system.positions_nm[None], self._centres))[0] if self._centres else np.zeros(0)
         self._omegas = amide_torsions(topology)
+        self._own_cis = [bool(_is_cis(system.positions_nm, atoms)) for atoms in self._omegas]  # proline may be cis
 
     def __call__(self, positions_nm: np.ndarray, reduced_energy: np.ndarray) -> list[StructureCheck]:
         """Check positions (n, n_atoms, 3) with energies (n,)."""
+        blocks = range(0, len(positions_nm), 1000)  # pairs x samples would not fit into memory for large molecules
+        parts = [self._check(positions_nm[i : i + 1000], reduced_energy[i : i + 1000]) for i in blocks]
+        return [check for part in parts for check in part]
+
+    def _check(self, positions_nm: np.ndarray, reduced_energy: np.ndarray) -> list[StructureCheck]:
         x = np.asarray(positions_nm, dtype=np.float64)
         bonds = (np.abs(_distances(x, self._bonds) / self._lengths - 1) > BOND_TOLERANCE).any(1)
         clash = (_distances(x, self._pairs) < CLASH_NM).any(1) if len(self._pairs) else np.zeros(len(x), bool)
         mirrored = (np.sign(_volumes(x, self._centres)) != self._signs).any(1) if self._centres else np.zeros(len(x), bool)
         cis = np.zeros(len(x), bool)
-        for atoms in self._omegas:
-            cis |= np.abs(np.degrees(torsion_angles(x, atoms))) < OMEGA_LIMIT_DEG
+        for atoms, own in zip(self._omegas, self._own_cis, strict=True):
+            cis |= _is_cis(x, atoms) != own
         hot = ~(np.asarray(reduced_energy) <= self.energy_limit)
         flags = np.stack([bonds, clash, mirrored, cis, hot], axis=1)
         return [StructureCheck(*map(bool, row)) for row in flags]
+
+
+def _is_cis(positions_nm: np.ndarray, atoms: Quad) -> np.ndarray:
+    cis: np.ndarray = np.abs(np.degrees(torsion_angles(positions_nm, atoms))) < OMEGA_LIMIT_DEG
+    return cis
 
 
 def _distances(positions_nm: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -132,14 +143,16 @@ def write_structures(directory: Path, ensemble: Ensemble, system: MolecularSyste
         row = {
             "file": name,
             "parent": int(ensemble.parent[index]),
-            "log_weight": float(ensemble.log_weight[index]),
+            "weight": 1 / len(ensemble),  # drawn by weight: each structure counts the same
+            "proposal_log_weight": float(ensemble.log_weight[index]),
             "reduced_energy": float(ensemble.reduced_energy[index]),
             "log_density": float(ensemble.log_density[index]),
             "failed_checks": [key for key, failed in asdict(checks[index]).items() if failed],
         }
         remarks = [
             f"hpc_molgen {system.name} (system key {system.key}), {system.temperature_kelvin} K",
-            f"log weight {row['log_weight']:.6f}  parent proposal {row['parent']}",
+            f"weight {row['weight']:.6f} (drawn by weight)  parent proposal {row['parent']}",
+            f"log weight of that proposal {row['proposal_log_weight']:.6f}",
             f"reduced energy {row['reduced_energy']:.6f} kT  ln q {row['log_density']:.6f}",
         ]
         text = pdb_text(system.topology, ensemble.positions_nm[index], remarks)

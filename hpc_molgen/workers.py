@@ -205,8 +205,8 @@ class Workers:
     ) -> list[Result]:
         context = multiprocessing.get_context("spawn")
         cores = context.Queue()
-        for core in sorted(os.sched_getaffinity(0)):
-            cores.put(core)
+        for number, core in enumerate(sorted(os.sched_getaffinity(0))):
+            cores.put((number, core))
         n_processes = min(self.n_processes, len(items))
         executor = concurrent.futures.ProcessPoolExecutor(
             n_processes, context, _start_process, (cores, n_processes, os.getpid())
@@ -221,10 +221,19 @@ class Workers:
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
+                process.join(5)  # so that its CPU time is counted
             executor.shutdown(wait=False, cancel_futures=True)
             raise
         executor.shutdown()
         return results
+
+
+def local_rank() -> int:
+    """Number of this rank or worker process on its node, which chooses among the node's visible GPUs."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
 
 
 def _start_process(cores: Any, n_processes: int, parent: int) -> None:
@@ -236,7 +245,9 @@ def _start_process(cores: Any, n_processes: int, parent: int) -> None:
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
     if n_processes <= available_cores():
-        os.sched_setaffinity(0, {cores.get(timeout=10)})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4
+        number, core = cores.get(timeout=10)
+        os.environ["LOCAL_RANK"] = str(number)
+        os.sched_setaffinity(0, {core})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4
 
 
 def cpu_seconds() -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import openmm
 from openmm import unit
 from scipy.stats import qmc
 
 from hpc_molgen.dynamics.engine import TorsionBias
+from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.torsions import Quad, rotatable_torsions, set_torsion
@@ -65,10 +68,13 @@ def flattening_bias(
         for row, angle in enumerate(grid):
             context.setParameter("centre", float(angle))
             context.setPositions(set_torsion(system.topology, start, atoms, float(angle)))
-            openmm.LocalEnergyMinimizer.minimize(context, tolerance=5.0, maxIterations=150)
-            state = context.getState(getEnergy=True, groups={0})
-            energy[row, column] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    profile = np.nanmin(np.where(np.isfinite(energy), energy, np.nan), axis=1)
+            with contextlib.suppress(openmm.OpenMMException):  # a clash beyond repair: another start counts
+                openmm.LocalEnergyMinimizer.minimize(context, tolerance=5.0, maxIterations=150)
+                state = context.getState(getEnergy=True, groups={0})
+                energy[row, column] = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    profile = np.min(np.where(np.isfinite(energy), energy, np.inf), axis=1)
+    if not np.isfinite(profile).any():
+        raise InputError("reference.bias_torsion: no conformation of the scan has a finite energy; check the system")
     profile = np.minimum(profile - profile.min(), 60.0)
     k = np.arange(1, n_harmonics + 1)
     cosines = -2 * (profile @ np.cos(np.outer(grid, k))) / n_grid

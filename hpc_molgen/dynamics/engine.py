@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -13,6 +14,7 @@ from openmm import unit
 
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.workers import local_rank
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Engine:
     temperature_kelvin, pressure_bar : float, optional
         Other than the system's temperature; a Monte Carlo barostat for periodic systems.
     device_index : int, optional
-        Which visible GPU.
+        Which visible GPU; by default the n-th for the n-th rank or worker process of this node.
     """
 
     def __init__(
@@ -239,10 +241,19 @@ def _platform_properties(platform: str, device_index: int | None) -> dict[str, s
         return {"Threads": "1"}  # many independent replicas: one thread each is fastest below about 1000 atoms
     if platform in ("CUDA", "HIP", "OpenCL"):
         properties = {"Precision": "mixed"}
-        if device_index is not None:
-            properties["DeviceIndex"] = str(device_index)
+        index = local_rank() % n_visible_gpus() if device_index is None and platform != "OpenCL" else device_index
+        if index is not None:
+            properties["DeviceIndex"] = str(index)
         return properties
     return {}
+
+
+def n_visible_gpus() -> int:
+    """Number of GPUs that the scheduler's mask shows (at least 1)."""
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if os.environ.get(name):
+            return len(os.environ[name].split(","))
+    return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
 
 
 def _move_mass_to_hydrogens(system: openmm.System, molecular_system: MolecularSystem, mass_amu: float) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from openmm import OpenMMException
 
-from hpc_molgen.config import ReferenceConfig
+from hpc_molgen.config import ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
 from hpc_molgen.dynamics.engine import Engine, TorsionBias, fastest_platform
 from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
-from hpc_molgen.errors import HpcMolgenError
+from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
@@ -43,7 +43,9 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     if config.bias_torsion is not None:
         bias = flattening_bias(system, torsion_by_name(system.topology, config.bias_torsion), derive_seed(seed, "bias"))
     platform = fastest_platform(system) if config.platform == "auto" else config.platform
-    starts = spread_structures(system, config.n_walkers, seed)
+    starts = np.repeat(system.positions_nm[None], config.n_walkers, axis=0)
+    if config.starts == "spread":
+        starts = spread_structures(system, config.n_walkers, seed)
     return [
         WalkerTask(walker, system, config, seed, starts[walker], platform, bias, directory / f"walker-{walker:04d}.h5")
         for walker in range(config.n_walkers)
@@ -65,7 +67,10 @@ def run_walker(task: WalkerTask) -> Path:
             return task.path
         except (FloatingPointError, ValueError, OpenMMException) as error:
             problem = error
-    raise HpcMolgenError(f"walker {task.walker} failed with {MAX_ATTEMPTS} seeds; the last error: {problem}")
+    raise InputError(
+        f"walker {task.walker} failed with {MAX_ATTEMPTS} seeds; the last error: {problem}. "
+        "Try a shorter reference.timestep_fs, or reference.starts: given"
+    )
 
 
 def _simulate(task: WalkerTask, seed: int) -> None:
@@ -108,7 +113,7 @@ def _simulate(task: WalkerTask, seed: int) -> None:
         "platform": engine.platform,
         "bias": repr(task.bias),
     }
-    write_ensemble(task.path, ensemble, system, seed=seed, attributes=attributes)
+    write_ensemble(task.path, ensemble, system, seed=seed, config_yaml=dump_config(config), attributes=attributes)
 
 
 def plan_reference(

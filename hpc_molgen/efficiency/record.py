@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,18 +87,3 @@ def _delta_f(findings: Findings, labels: dict[str, str], checks: tuple[Any, ...]
     inside = reference is not None and corrected is not None and reference.low <= corrected.value <= reference.high
     consistent = any(check.name == "free energies agree" and check.passed for check in checks)
     return {"unit": "kT", **found, "consistent": consistent, "inside_reference_interval": bool(inside)}
-
-
-def plain_values(value: Any) -> Any:
-    """Make JSON of dataclasses and arrays; numbers that JSON has no word for (nan, infinite) become null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain_values(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain_values(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -18,7 +18,7 @@ from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.document import Results
 from hpc_molgen.efficiency.evidence import Evidence, gather
 from hpc_molgen.efficiency.findings import TICA_LAG_PS, Findings, analyse
-from hpc_molgen.efficiency.record import plain_values, report_record, stage_provenance
+from hpc_molgen.efficiency.record import report_record, stage_provenance
 from hpc_molgen.efficiency.verdict import decide, gate
 from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.files import write_json
@@ -49,7 +49,7 @@ def write_report(run: Run) -> dict[str, Any]:
         raise EnvironmentProblem(
             f"{run.path('report')}: cannot be written ({error}); make space and run the report again"
         ) from error
-    write_json(run.path("report", "report.json"), plain_values(report_record(run, results)))
+    write_json(run.path("report", "report.json"), report_record(run, results))
     verdict = results.verdict
     return {"gate_passed": verdict.gate_passed, "headline": verdict.headline, "sentence": verdict.sentence}
 

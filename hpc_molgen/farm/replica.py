@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_molgen.config import FarmConfig
+from hpc_molgen.config import FarmConfig, dump_config
 from hpc_molgen.dynamics.engine import Engine, Frames
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
@@ -127,7 +127,14 @@ def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
         "simulated_atoms": simulated.n_atoms,
         "energy_function": simulated.description,
     }
-    write_ensemble(replica.path, _ensemble(replica, frames), solute, seed=engine.seed, attributes=values)
+    write_ensemble(
+        replica.path,
+        _ensemble(replica, frames),
+        solute,
+        seed=engine.seed,
+        config_yaml=dump_config(config),
+        attributes=values,
+    )
     return values
 
 

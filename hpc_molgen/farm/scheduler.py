@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.errors import HpcMolgenError
+from hpc_molgen.errors import InputError
 from hpc_molgen.farm.replica import Replica, ReplicaRecord, run_replica
-from hpc_molgen.files import write_atomically
+from hpc_molgen.files import plain_values, write_atomically
 from hpc_molgen.structures import read_manifest
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["plan_replicas", "run_replica", "write_manifest"]
 
 
 def plan_replicas(run: Run) -> list[Replica]:
-    """One replica for each of the first `farm.n_replicas` structures, spread evenly over the manifest.
+    """`farm.n_replicas` replicas, their structures spread evenly over the manifest.
 
     The plan depends on files and configuration alone, so every number of ranks runs the same replicas.
     """
@@ -49,14 +49,14 @@ def write_manifest(run: Run, records: list[ReplicaRecord]) -> dict[str, Any]:
 
     Raises
     ------
-    HpcMolgenError
+    InputError
         When not one replica succeeded.
     """
     path: Path = run.path("farm", "manifest.jsonl")
-    write_atomically(path, "".join(json.dumps(record.as_dict()) + "\n" for record in records).encode())
+    write_atomically(path, "".join(json.dumps(plain_values(record.as_dict())) + "\n" for record in records).encode())
     finished = [record for record in records if record.state == "done"]
     if not finished:
-        raise HpcMolgenError(f"all {len(records)} replicas failed; the first error: {records[0].error}")
+        raise InputError(f"all {len(records)} replicas failed; the first error: {records[0].error}")
     cpu_s = sum(record.cpu_s for record in finished)
     simulated_ns = sum(record.simulated_ns for record in finished)
     return {

@@ -64,7 +64,7 @@ def submit_stages(config: RunConfig, site: str, out: Path, *, only: str | None, 
             "sbatch and srun are not on PATH: this is no login node of a Slurm cluster (or its module is not loaded). "
             "See the scripts with --dry-run, or run here with --site local or 'hpc-molgen run'"
         )
-    run = Run(out, config, Workers()) if dry_run else _open(out, config)
+    run = Run(out, config, Workers()) if dry_run else Run.create(out, config, Workers())
     todo = []
     for stage in [only] if only else STAGES:
         if run.is_done(stage):
@@ -78,16 +78,6 @@ def submit_stages(config: RunConfig, site: str, out: Path, *, only: str | None, 
         _make_private(folder)
     act = _run_here if site == "local" else _submit_chain
     yield from act(run, settings, folder, todo, dry_run)
-
-
-def _open(out: Path, config: RunConfig) -> Run:
-    """Write the configuration, unless somebody works with another one at this moment."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentProblem(f"{out}: cannot be made ({error}); choose another --out") from error
-    with Run(out, config, Workers()).lock():
-        return Run.create(out, config, Workers())
 
 
 def _make_private(folder: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hpc_molgen.angles import wrap_angle
+from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation
 from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.systems.torsions import Quad
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # a torsion whose circular standard deviation is above this (radians) counts as free: it lives on the torus (peptide bonds
 # have 0.15 at 300 K, phi and psi within one basin 0.35 and more)
 FREE_TORSION_SD = 0.35
+# thermal vibration is 0.002 to 0.004 nm at 300 K; the rounding of an .xtc of rigid bonds looks like 0.0004 nm
+RIGID_BOND_SD_NM = 8e-4
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,16 @@ class InternalRepresentation(Representation):
         positions_nm: np.ndarray,
         weights: np.ndarray,
         free_torsions: tuple[Quad, ...] = (),
+        *,
+        flexible: bool = True,
     ) -> InternalRepresentation:
-        """Learn constants from frames; `free_torsions` go to the torus even if they hardly move in these frames."""
+        """Learn constants from frames; `free_torsions` go to the torus even if they hardly move in these frames.
+
+        Raises
+        ------
+        InputError
+            When `flexible` and a bond does not vibrate: frames of MD with constraints do not cover the flexible molecule.
+        """
         zmatrix = ZMatrix(system.topology)
         symmetries = find_symmetries(zmatrix)
         share = torch.as_tensor(weights, dtype=torch.float64)
@@ -114,6 +125,15 @@ class InternalRepresentation(Representation):
         stiff = torch.cat([bonds, angles, wrap_angle(folded - centre)[:, ~free]], dim=1)
         features = fourier_features(wrap_angle(folded - centre)[:, free])
         mean = weighted_mean(stiff, share)
+        spread = torch.sqrt(weighted_mean((bonds - weighted_mean(bonds, share)) ** 2, share))
+        if flexible and float(spread.min()) < RIGID_BOND_SD_NM:
+            rigid = zmatrix.rows[1 + int(spread.argmin())]
+            names = [str(system.topology.atom(index)) for index in (rigid.a, rigid.atom)]
+            raise InputError(
+                f"the bond {names[0]} - {names[1]} varies by {float(spread.min()):.1e} nm only: the reference was run with "
+                "constraints, so 'internal' coordinates cannot cover the flexible molecule; use flexible MD, or "
+                "representation.name: torsion"
+            )
         design = features * share[:, None]
         centred = features - weighted_mean(features, share)
         ridge = 1e-4 * torch.eye(features.shape[1], dtype=torch.float64)

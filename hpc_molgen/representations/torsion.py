@@ -39,10 +39,10 @@ class TorsionRepresentation(Representation):
         cls, system: MolecularSystem, config: RepresentationConfig, positions_nm: np.ndarray, weights: np.ndarray
     ) -> TorsionRepresentation:
         if config.torsions == "all":
-            internal = InternalRepresentation.fit(system, config, positions_nm, weights)
+            internal = InternalRepresentation.fit(system, config, positions_nm, weights, flexible=False)
             return cls(internal, list(range(internal.n_torus)))
         quads = tuple(torsion_by_name(system.topology, name) for name in config.torsions)
-        internal = InternalRepresentation.fit(system, config, positions_nm, weights, quads)
+        internal = InternalRepresentation.fit(system, config, positions_nm, weights, quads, flexible=False)
         columns = []
         for name, atoms in zip(config.torsions, quads, strict=True):
             column = internal.torsion_column(atoms)

@@ -45,6 +45,26 @@ def test_check_prints_every_error(command: CommandLine, tmp_path: Path) -> None:
     assert "tip3p" in shown.stderr and "n_steps" in shown.stderr and "seed" in shown.stderr
 
 
+def test_problems_of_later_stages_are_found_first(command: CommandLine, tmp_path: Path) -> None:
+    settings = ["representation.name=cartoon", "surrogate.name=oracle", "reference.bias_torsion=chi1"]
+    shown = command("run", "tiny", "--out", str(tmp_path / "run"), *[p for s in settings for p in ("--set", s)])
+    assert shown.returncode == 2 and "3 problem(s)" in shown.stderr and "Traceback" not in shown.stderr
+    assert all(word in shown.stderr for word in ("cartoon", "oracle", "chi1"))
+    assert not (tmp_path / "run" / "reference").exists()
+
+
+def test_ancestral_samples_without_weights(command: CommandLine, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    values = ["sample.sampler=ancestral", "sample.n_steps=50", "correct.weights=false"]
+    settings = [part for value in values for part in ("--set", value)]
+    for stage in ("sample", "correct"):
+        shown = command("run", "tiny", "--out", str(out), "--only", stage, *settings)
+        assert shown.returncode == 0, shown.stderr
+    diagnostics = json.loads((out / "correct" / "diagnostics.json").read_text())
+    assert diagnostics["weighted"] is False and "ess" not in diagnostics
+
+
 def test_presets(command: CommandLine) -> None:
     assert "alanine-dipeptide" in command("presets").stdout
     assert "bias_torsion: phi" in command("presets", "alanine-dipeptide").stdout

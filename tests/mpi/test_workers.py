@@ -88,7 +88,7 @@ def test_results_do_not_depend_on_the_number_of_ranks(base: Path, tmp_path: Path
             assert_same_data(base / file, out / file)
             compared += 1
     assert compared == 4 + 1 + 5
-    assert {line.split('"rank": ')[1][0] for line in (out / "farm" / "costs.jsonl").read_text().splitlines()} == {
+    assert {line.split('"rank": ')[1][0] for line in (out / "costs" / "farm.jsonl").read_text().splitlines()} == {
         str(rank) for rank in range(n_ranks)
     }
 

@@ -139,7 +139,7 @@ def test_submitted_stages_run_on_two_nodes_to_the_end(cluster: Cluster, command:
     details = Run.open(out).details("train")
     assert details["ranks"] == 2
     for stage in ("reference", "farm"):
-        costs = [json.loads(line) for line in (out / stage / "costs.jsonl").read_text().splitlines()]
+        costs = [json.loads(line) for line in (out / "costs" / f"{stage}.jsonl").read_text().splitlines()]
         assert {(cost["rank"], cost["workers"]) for cost in costs} == {(0, 2), (1, 2)}
 
     again = command("submit", str(config), "--site", str(site), "--out", str(out), "--only", "farm", env=cluster.env)

@@ -68,6 +68,14 @@ def test_log_q_of_samples_is_the_closed_form(exact: DiffusionSurrogate) -> None:
     assert (log_q - log_target(features)).abs().max() < 1e-4
 
 
+def test_log_q_at_the_default_number_of_steps(exact: DiffusionSurrogate) -> None:
+    """32 network evaluations: an error far below the spread of any log-weight."""
+    features, log_q = exact.sample(2000, 2)
+    assert log_q is not None
+    error = (log_q - log_target(features)).abs()
+    assert error.mean() < 0.01 and error.max() < 0.05
+
+
 def test_log_q_of_given_points_is_the_closed_form(exact: DiffusionSurrogate) -> None:
     points = torch.stack([torch.linspace(-3.1, 3.1, 50), torch.linspace(-1, 1, 50), torch.linspace(3, -3, 50)], dim=1).double()
     assert (exact.log_density(points, n_steps=40) - log_target(points)).abs().max() < 1e-4

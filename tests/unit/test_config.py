@@ -54,6 +54,19 @@ def test_weights_without_a_density_are_refused() -> None:
     assert load_config("tiny", ["sample.sampler=ancestral", "sample.log_density=false", "correct.weights=false"])
 
 
+@pytest.mark.parametrize(
+    ("assignment", "word"),
+    [
+        ("reference.constraints=hbonds", "do not vibrate"),
+        ("reference.held_out_fraction=0.05", "none for validation"),
+        ("farm.pressure_bar=1.0", "explicit solvent"),
+    ],
+)
+def test_settings_that_contradict_each_other(assignment: str, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        load_config("tiny", [assignment])
+
+
 def test_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(InputError, match="alanine-dipeptide"):
         load_config("alanine")

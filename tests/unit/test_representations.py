@@ -143,6 +143,16 @@ def test_files(alanine: MolecularSystem, frames: np.ndarray, tmp_path: Path, kin
         load_representation(tmp_path / "r.safetensors", alanine)
 
 
+def test_frames_of_constrained_md_are_refused(alanine: MolecularSystem) -> None:
+    engine = Engine(alanine, "Reference", 5, constraints="hbonds", timestep_fs=2.0)
+    engine.minimise()
+    engine.set_positions(engine.positions_nm, draw_velocities=True)
+    frames = next(engine.simulate(300, 20)).positions_nm
+    with pytest.raises(InputError, match="was run with constraints"):
+        InternalRepresentation.fit(alanine, RepresentationConfig(), frames, np.ones(300))
+    TorsionRepresentation.fit(alanine, RepresentationConfig(name="torsion"), frames, np.ones(300))
+
+
 def test_molecules_in_pieces_are_refused(alanine: MolecularSystem) -> None:
     broken = alanine.topology.copy()
     broken._bonds = [bond for bond in broken._bonds if {bond[0].name, bond[1].name} != {"CA", "C"}]

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hpc_molgen import datasets
 from hpc_molgen.config import load_config
 from hpc_molgen.errors import InputError
 from hpc_molgen.run import STAGES, Run, run_status, stage_costs
+from hpc_molgen.structures import pdb_text
+from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.workers import Workers
 
 
@@ -49,10 +52,46 @@ def test_results_of_other_inputs_are_removed_and_never_resumed(tmp_path: Path) -
     run = Run.create(tmp_path / "run", load_config("tiny"), Workers())
     with run.stage("reference"):
         run.path("reference", "walker-0000.h5").write_text("old")
+    fingerprint = run.fingerprint("reference")
     other = Run.create(tmp_path / "run", load_config("tiny", ["reference.production_ps=11"]), Workers())
     with other.stage("reference"):
         assert not other.path("reference", "walker-0000.h5").exists()
     assert not run.is_done("reference") and other.is_done("reference")
+    assert (run.directory / f"reference.old-{fingerprint}" / "walker-0000.h5").read_text() == "old"
+    assert stage_costs(other, "reference")["attempts"] == 2  # searches over settings are counted
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("# mine\nname: mine\n")
+    with pytest.raises(InputError, match="not of an hpc-molgen run"):
+        Run.create(tmp_path, load_config("tiny"), Workers())
+    assert (tmp_path / "config.yaml").read_text() == "# mine\nname: mine\n"
+    run = Run.create(tmp_path / "run", load_config("tiny"), Workers())
+    (tmp_path / "run" / "reference").mkdir()
+    (tmp_path / "run" / "reference" / "mine.xtc").write_text("precious")
+    with pytest.raises(InputError, match="no stage of hpc-molgen wrote"), run.stage("reference"):
+        pass
+    assert (tmp_path / "run" / "reference" / "mine.xtc").read_text() == "precious"
+
+
+def test_a_missing_walker_does_not_change_the_split(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "reference" / "walker-0001.h5").unlink()
+    with pytest.raises(InputError, match=r"walkers \[1\] of 4 are missing"):
+        datasets.load_split(reopened(tmp_path / "run"))
+
+
+def test_a_changed_input_file_is_noticed_by_content(alanine: MolecularSystem, tmp_path: Path) -> None:
+    pdb = tmp_path / "mine.pdb"
+    pdb.write_text(pdb_text(alanine.topology, alanine.positions_nm, []))
+    config = load_config("tiny", ["system.name=pdb", f"system.pdb={pdb}"])
+    run = Run(tmp_path / "run", config, Workers())
+    before = run.fingerprint("reference")
+    text = pdb.read_text()
+    pdb.write_text(text)
+    assert run.fingerprint("reference") == before
+    pdb.write_text(text.replace("END", "REMARK\nEND"))
+    assert run.fingerprint("reference") != before
 
 
 def test_stages_need_finished_inputs_of_the_same_settings(tiny_run: Path, tmp_path: Path) -> None:

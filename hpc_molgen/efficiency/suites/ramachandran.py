@@ -61,7 +61,7 @@ class Size:
     train: TrainConfig
     n_samples: int = 10_000
     n_thinnings: int = 10
-    n_sampling_seeds: int = 3
+    n_sampling_seeds: int = 2
     n_training_seeds: int = 3
     ode_steps: int = 8
     n_levels: int = 1000
@@ -72,9 +72,9 @@ SIZES = {
     "laptop": Size(
         series=SeriesSettings(),
         published=PublishedSettings(),
-        surrogate=SurrogateConfig(hidden=128, depth=2, harmonics=8),
+        surrogate=SurrogateConfig(hidden=128, depth=2, harmonics=3),
         train=TrainConfig(
-            n_steps=5000, batch_size=512, learning_rate=2e-3, validate_every=5000, checkpoint_every_s=1e9, device="cpu"
+            n_steps=8000, batch_size=256, learning_rate=2e-3, validate_every=8000, checkpoint_every_s=1e9, device="cpu"
         ),
     ),
     "smoke": Size(

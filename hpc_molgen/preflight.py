@@ -1,0 +1,55 @@
+"""What would stop a later stage, found before the first one has cost anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hpc_molgen.errors import InputError
+from hpc_molgen.systems.torsions import torsion_by_name
+
+if TYPE_CHECKING:
+    from hpc_molgen.config import RunConfig
+    from hpc_molgen.systems.base import MolecularSystem
+
+
+def check(config: RunConfig, system: MolecularSystem) -> None:
+    """Check names and torsions of all sections against the registries and the molecule.
+
+    Raises
+    ------
+    InputError
+        With every problem in one message.
+    """
+    from hpc_molgen.representations.base import representation_class
+    from hpc_molgen.representations.zmatrix import ZMatrix
+    from hpc_molgen.surrogates.base import surrogate_class
+
+    topology = system.topology
+    checks: list[Callable[[], object]] = [
+        lambda: representation_class(config.representation.name),
+        lambda: surrogate_class(config.surrogate.name),
+        lambda: ZMatrix(topology),
+        lambda: _flexible(config, system),
+    ]
+    torsions = [] if config.representation.torsions == "all" else list(config.representation.torsions)
+    torsions = torsions if config.representation.name == "torsion" else []
+    torsions += [config.reference.bias_torsion] if config.reference.bias_torsion else []
+    checks += [lambda name=name: torsion_by_name(topology, name) for name in dict.fromkeys(torsions)]  # type: ignore[misc]
+    problems = []
+    for examine in checks:
+        try:
+            examine()
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(f"{len(problems)} problem(s) that a later stage would meet:\n  {listed}")
+
+
+def _flexible(config: RunConfig, system: MolecularSystem) -> None:
+    if config.correct.weights and config.representation.name == "internal" and "<Constraint " in system.system_xml:
+        raise InputError(
+            f"{system.name}: its System has constraints, so exact weights of all internal coordinates do not exist; "
+            "give a flexible System, or set correct.weights false"
+        )
