@@ -12,7 +12,7 @@ import numpy as np
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json, write_atomically, write_json
-from hpc_molgen.systems.torsions import Quad, amide_torsions, torsion_angles
+from hpc_molgen.systems.torsions import Quad, amide_torsions, neighbours_of, torsion_angles
 
 if TYPE_CHECKING:
     import mdtraj
@@ -92,16 +92,8 @@ def _distances(positions_nm: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def _neighbour_sets(topology: mdtraj.Topology) -> list[set[int]]:
-    neighbours: list[set[int]] = [set() for _ in range(topology.n_atoms)]
-    for a, b in topology.bonds:
-        neighbours[a.index].add(b.index)
-        neighbours[b.index].add(a.index)
-    return neighbours
-
-
 def _bonded_within(topology: mdtraj.Topology, n_bonds: int) -> list[set[int]]:
-    neighbours = _neighbour_sets(topology)
+    neighbours = [set(atoms) for atoms in neighbours_of(topology)]
     found = [{atom} for atom in range(topology.n_atoms)]
     for _ in range(n_bonds):
         found = [set().union(*(neighbours[other] | {other} for other in reach)) for reach in found]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import abc
 import importlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import write_atomically
+from hpc_molgen.tensorfiles import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from hpc_molgen.config import RepresentationConfig
@@ -77,9 +74,7 @@ class Representation(abc.ABC):
     def save(self, path: Path, system: MolecularSystem) -> None:
         """Write a safetensors file with the constants."""
         tensors, values = self.state()
-        about = json.dumps({"name": self.name, "system_key": system.key, "values": values})
-        kept = {key: value.contiguous() for key, value in tensors.items()}
-        write_atomically(path, save(kept, metadata={"hpc_molgen": about}))
+        save_tensors(path, tensors, {"name": self.name, "system_key": system.key, "values": values})
 
 
 def representation_class(name: str) -> type[Representation]:
@@ -99,12 +94,5 @@ def load_representation(path: Path, system: MolecularSystem) -> Representation:
     InputError
         If the file cannot be read or belongs to another system.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["hpc_molgen"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a readable representation ({error}); delete it and run again") from error
-    if about["system_key"] != system.key:
-        raise InputError(f"{path} belongs to system key {about['system_key']}, this run has {system.key} ({system.name})")
+    tensors, about = load_tensors(path, "representation", system.key)
     return representation_class(about["name"]).from_state(system, tensors, about["values"])

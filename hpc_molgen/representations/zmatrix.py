@@ -10,6 +10,7 @@ import torch
 
 from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
+from hpc_molgen.systems.torsions import neighbours_of
 
 if TYPE_CHECKING:
     import mdtraj
@@ -58,10 +59,7 @@ class ZMatrix:
     def __init__(self, topology: mdtraj.Topology) -> None:
         self.n_atoms = int(topology.n_atoms)
         self._elements = [atom.element.symbol for atom in topology.atoms]
-        self._neighbours: list[list[int]] = [[] for _ in range(self.n_atoms)]
-        for first, second in topology.bonds:
-            self._neighbours[first.index].append(second.index)
-            self._neighbours[second.index].append(first.index)
+        self._neighbours = neighbours_of(topology)
         if self.n_atoms < 4:
             raise InputError(f"internal coordinates need at least four atoms, this molecule has {self.n_atoms}")
         self.rows = self._build()

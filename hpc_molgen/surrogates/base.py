@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import abc
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import write_atomically
+from hpc_molgen.tensorfiles import load_tensors, save_tensors
 
 SURROGATES = {"diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionSurrogate"}
 
@@ -57,8 +54,7 @@ class Surrogate(nn.Module, abc.ABC):
     def save(self, path: Path, name: str, system_key: str) -> None:
         """Write weights and hyperparameters as safetensors, atomically."""
         about = {"name": name, "system_key": system_key, "hyperparameters": self.hyperparameters}
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        write_atomically(path, save(tensors, metadata={"hpc_molgen": json.dumps(about)}))
+        save_tensors(path, self.state_dict(), about)
 
 
 def surrogate_class(name: str) -> type[Surrogate]:
@@ -78,14 +74,7 @@ def load_surrogate(path: Path, system_key: str) -> Surrogate:
     InputError
         If the file cannot be read or was trained on another system.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["hpc_molgen"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a readable surrogate ({error}); train again with --from train") from error
-    if about["system_key"] != system_key:
-        raise InputError(f"{path} was trained on system key {about['system_key']}, this run has {system_key}")
+    tensors, about = load_tensors(path, "surrogate", system_key)
     surrogate = surrogate_class(about["name"])(**about["hyperparameters"])
     surrogate.load_state_dict(tensors)
     return surrogate.eval()

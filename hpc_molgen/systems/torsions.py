@@ -70,7 +70,8 @@ def torsion_by_name(topology: mdtraj.Topology, name: str) -> Quad:
     return known[name]
 
 
-def _neighbours(topology: mdtraj.Topology) -> list[list[int]]:
+def neighbours_of(topology: mdtraj.Topology) -> list[list[int]]:
+    """Return the atoms bonded to each atom."""
     neighbours: list[list[int]] = [[] for _ in range(topology.n_atoms)]
     for a, b in topology.bonds:
         neighbours[a.index].append(b.index)
@@ -80,7 +81,7 @@ def _neighbours(topology: mdtraj.Topology) -> list[list[int]]:
 
 def atoms_beyond(topology: mdtraj.Topology, near: int, far: int) -> list[int] | None:
     """Return the atoms on the `far` side of the bond near-far, or None when the bond lies in a ring."""
-    neighbours = _neighbours(topology)
+    neighbours = neighbours_of(topology)
     found, queue = {far}, [far]
     while queue:
         atom = queue.pop()
@@ -101,7 +102,7 @@ def _is_carbonyl(atom: int, elements: list[str], neighbours: list[list[int]]) ->
 
 def amide_torsions(topology: mdtraj.Topology) -> list[Quad]:
     """Return one torsion X-C-N-Y for each amide bond, caps included, in the order of the atoms."""
-    neighbours, elements = _neighbours(topology), [atom.element.symbol for atom in topology.atoms]
+    neighbours, elements = neighbours_of(topology), [atom.element.symbol for atom in topology.atoms]
     names = [atom.name for atom in topology.atoms]
     quads = []
     for first, second in topology.bonds:
@@ -118,7 +119,7 @@ def amide_torsions(topology: mdtraj.Topology) -> list[Quad]:
 
 def rotatable_torsions(topology: mdtraj.Topology) -> list[Quad]:
     """Return one torsion for each rotatable bond: single, not in a ring, not an amide, no bare methyl at an end."""
-    neighbours = _neighbours(topology)
+    neighbours = neighbours_of(topology)
     elements = [atom.element.symbol for atom in topology.atoms]
     heavy = [[other for other in neighbours[atom] if elements[other] != "H"] for atom in range(topology.n_atoms)]
     quads = []

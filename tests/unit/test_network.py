@@ -54,7 +54,7 @@ def test_surrogate_rebuilds_itself_from_its_file(tmp_path: object) -> None:
         assert (
             torch.equal(features, again) and log_q is not None and log_q_again is not None and torch.equal(log_q, log_q_again)
         )
-    with pytest.raises(InputError, match="trained on system key key"):
+    with pytest.raises(InputError, match="belongs to system key key"):
         load_surrogate(tmp_path / "s.safetensors", "other")
     (tmp_path / "s.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match="not a readable surrogate"):

@@ -101,6 +101,13 @@ def test_stages_need_finished_inputs_of_the_same_settings(tiny_run: Path, tmp_pa
         pass
 
 
+def test_every_list_of_stages_is_the_same() -> None:
+    """The command line keeps its own copy, so that --help imports nothing."""
+    from hpc_molgen import cli, pipeline
+
+    assert list(cli._STAGES) == list(STAGES) == list(pipeline.STAGE_FUNCTIONS)
+
+
 def test_a_damaged_marker_is_named(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "train" / "done.json").write_text("{")
