@@ -29,6 +29,7 @@ app = typer.Typer(
 Config = Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="a preset's name or a configuration file")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="key=value", help="change one setting; repeatable")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
+_INTERRUPTED = "hpc-molgen: interrupted; what was finished is kept, the same command goes on"
 _STAGES = ("reference", "featurize", "train", "sample", "correct", "farm", "report")
 
 
@@ -214,10 +215,14 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(exit_code or 0)
     except HpcMolgenError as error:
+        if interrupts.came() and error.exit_code != EXIT_INTERRUPTED:
+            _end(_INTERRUPTED, EXIT_INTERRUPTED)
         _end(f"hpc-molgen: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _end("hpc-molgen: interrupted; what was finished is kept, the same command goes on", EXIT_INTERRUPTED)
+        _end(_INTERRUPTED, EXIT_INTERRUPTED)
     except Exception as error:
+        if interrupts.came():
+            _end(_INTERRUPTED, EXIT_INTERRUPTED)
         # click is typer's own dependency: usage errors carry their exit code and print themselves
         if hasattr(error, "exit_code") and hasattr(error, "show"):
             error.show()

@@ -19,6 +19,11 @@ def install() -> None:
         signal.signal(number, _raise)
 
 
+def came() -> bool:
+    """Return True once a signal has come: whatever error follows may be its trace in a library that met it halfway."""
+    return _asked
+
+
 def check() -> None:
     """Raise KeyboardInterrupt if a signal has come, even if its exception was lost; call it between pieces of work."""
     if _asked:

@@ -189,7 +189,8 @@ class Run:
             path.parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError), open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
-        if error is not None and self.workers.is_root and not isinstance(error, KeyboardInterrupt | Interrupted):
+        interrupted = isinstance(error, KeyboardInterrupt | Interrupted) or interrupts.came()
+        if error is not None and self.workers.is_root and not interrupted:
             message = str(error) if isinstance(error, HpcMolgenError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(EnvironmentProblem):
                 write_json(self.path(stage, "failed.json"), {"error": message, "time": time.strftime("%Y-%m-%d %H:%M:%S")})
