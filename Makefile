@@ -23,8 +23,15 @@ $(BIN)/python:
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv python3-pip; fi; \
 	  $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: install python3-venv"; exit 1; }; fi
 
+# the kernel of the batched engine wants a C++ compiler; without one the package works, several times slower
+.PHONY: compiler
+compiler:
+	@if ! command -v c++ >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends g++) >/dev/null 2>&1 || true; fi; \
+	command -v c++ >/dev/null || echo "SKIPPED: no C++ compiler; energies and dynamics of many copies run in torch"
+
 # torch first and exactly, so that nothing below chooses another build of it
-$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+$(VENV)/.demo: setup.py constraints.txt $(wildcard hpc_molgen/dynamics/kernel/*.h hpc_molgen/dynamics/kernel/*.cpp) | $(BIN)/python compiler
 	@echo "installing pinned dependencies into $(VENV)"
 	@$(PIP) install torch==2.13.0
 	@$(PIP) install -c constraints.txt -e '.[mpi]'
@@ -56,4 +63,4 @@ lint: $(VENV)/.test
 	@$(BIN)/shellcheck .ci/run slurm/*.sbatch
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) build hpc_molgen/dynamics/kernel/*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

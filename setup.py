@@ -1,10 +1,34 @@
 """Package metadata. Exact versions for the Makefile's two commands live in constraints.txt."""
 
-from setuptools import find_packages, setup
+import platform
+
+from setuptools import Extension, find_packages, setup
 
 MPI = ["mpi4py>=4.0", "mpich>=4.2"]
 SLURM = ["submitit>=1.5"]
 TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "arviz-stats>=0.6", "psutil>=5.9"]
+
+# The kernel of the batched engine, once for each level of x86-64; the best that the processor knows is chosen at run time,
+# so that an image or a shared environment serves every node of a cluster. Without a C++ compiler the package installs all
+# the same and computes in torch. No -march=native, and -ffast-math must not reach the linker (it would change how the
+# whole process rounds).
+LEVELS = {"generic": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
+KERNEL = [
+    Extension(
+        f"hpc_molgen.dynamics.kernel._{level}",
+        ["hpc_molgen/dynamics/kernel/kernel.cpp"],
+        depends=[f"hpc_molgen/dynamics/kernel/{name}.h" for name in ("simd", "random", "energy", "dynamics")],
+        language="c++",
+        optional=True,
+        extra_compile_args=[
+            *("-std=c++17", "-O3", "-ffast-math", "-fno-lto", "-fvisibility=hidden"),
+            *("-Wno-maybe-uninitialized", "-Wno-psabi", *flags),
+        ],
+    )
+    for level, flags in LEVELS.items()
+]
 
 setup(
     name="hpc-molgen",
@@ -13,7 +37,8 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["hpc_molgen", "hpc_molgen.*"]),
-    package_data={"hpc_molgen": ["presets/*.yaml", "efficiency/templates/*", "py.typed"]},
+    package_data={"hpc_molgen": ["presets/*.yaml", "efficiency/templates/*", "dynamics/kernel/*.h", "py.typed"]},
+    ext_modules=KERNEL,
     install_requires=[
         "deeptime>=0.4.4",
         "h5py>=3.10",

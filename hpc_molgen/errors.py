@@ -18,6 +18,10 @@ class InputError(HpcMolgenError):
     exit_code = EXIT_BAD_INPUT
 
 
+class UnsupportedForce(InputError):
+    """A force, or an option of one, that the batched engine does not know; the message names it and OpenMM takes over."""
+
+
 class EnvironmentProblem(HpcMolgenError):
     """The machine lacks something (MPI, space, a writable folder) and the message says what."""
 

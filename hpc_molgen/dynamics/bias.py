@@ -9,7 +9,7 @@ import openmm
 from openmm import unit
 from scipy.stats import qmc
 
-from hpc_molgen.dynamics.engine import TorsionBias
+from hpc_molgen.dynamics.modified import TorsionBias
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem

@@ -12,43 +12,10 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from hpc_molgen.dynamics.modified import TorsionBias, modified_system
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.workers import local_rank
-
-
-@dataclass(frozen=True)
-class TorsionBias:
-    """A static bias on one torsion: V(a) = sum_k cos_k cos(k a) + sin_k sin(k a), k = 1..n, in kJ/mol.
-
-    Attributes
-    ----------
-    atoms : tuple of int
-        The four atoms of the torsion.
-    cos_kj_mol, sin_kj_mol : tuple of float
-        Fourier coefficients.
-    """
-
-    atoms: tuple[int, int, int, int]
-    cos_kj_mol: tuple[float, ...]
-    sin_kj_mol: tuple[float, ...]
-
-    def energy_kj_mol(self, angle_rad: np.ndarray) -> np.ndarray:
-        """Bias energy at `angle_rad`, same shape."""
-        k = np.arange(1, len(self.cos_kj_mol) + 1)
-        phase = np.asarray(angle_rad)[..., None] * k
-        energy: np.ndarray = np.cos(phase) @ np.array(self.cos_kj_mol) + np.sin(phase) @ np.array(self.sin_kj_mol)
-        return energy
-
-    def to_force(self) -> openmm.Force:
-        """Return the bias as an OpenMM force."""
-        terms = [
-            f"({c!r})*cos({k}*theta)+({s!r})*sin({k}*theta)"
-            for k, (c, s) in enumerate(zip(self.cos_kj_mol, self.sin_kj_mol, strict=True), start=1)
-        ]
-        force = openmm.CustomTorsionForce("+".join(terms))
-        force.addTorsion(*self.atoms, [])
-        return force
 
 
 @dataclass(frozen=True)
@@ -73,19 +40,6 @@ class Frames:
 def available_platforms() -> list[str]:
     """Names of OpenMM's platforms on this machine."""
     return [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
-
-
-def constrain_hydrogens(system: openmm.System, molecular_system: MolecularSystem) -> None:
-    """Replace the bond term of every X-H bond by a constraint at its equilibrium length (for speed baselines)."""
-    hydrogens = {atom.index for atom in molecular_system.topology.atoms if atom.element.symbol == "H"}
-    for force in system.getForces():
-        if not isinstance(force, openmm.HarmonicBondForce):
-            continue
-        for index in range(force.getNumBonds()):
-            i, j, length, _ = force.getBondParameters(index)
-            if i in hydrogens or j in hydrogens:
-                system.addConstraint(i, j, length)
-                force.setBondParameters(index, i, j, length, 0.0)
 
 
 class Engine:
@@ -137,17 +91,7 @@ class Engine:
         if platform not in available_platforms():
             raise InputError(f"OpenMM has no platform '{platform}' here; it has: {', '.join(available_platforms())}")
         self.platform = platform
-        openmm_system = openmm.XmlSerializer.deserialize(system.system_xml)
-        for force in openmm_system.getForces():
-            force.setForceGroup(0)
-        if constraints == "hbonds":
-            constrain_hydrogens(openmm_system, system)
-        if hydrogen_mass_amu is not None:
-            _move_mass_to_hydrogens(openmm_system, system, hydrogen_mass_amu)
-        if bias is not None:
-            force = bias.to_force()
-            force.setForceGroup(1)
-            openmm_system.addForce(force)
+        openmm_system = modified_system(system, constraints=constraints, hydrogen_mass_amu=hydrogen_mass_amu, bias=bias)
         if pressure_bar is not None:
             barostat = openmm.MonteCarloBarostat(pressure_bar * unit.bar, self.temperature_kelvin * unit.kelvin)
             barostat.setRandomNumberSeed(seed)
@@ -254,16 +198,6 @@ def n_visible_gpus() -> int:
         if os.environ.get(name):
             return len(os.environ[name].split(","))
     return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
-
-
-def _move_mass_to_hydrogens(system: openmm.System, molecular_system: MolecularSystem, mass_amu: float) -> None:
-    for a, b in molecular_system.topology.bonds:
-        light, heavy = (a, b) if a.element.symbol == "H" else (b, a)
-        if light.element.symbol != "H" or heavy.element.symbol == "H":
-            continue
-        moved = mass_amu * unit.dalton - system.getParticleMass(light.index)
-        system.setParticleMass(light.index, mass_amu)
-        system.setParticleMass(heavy.index, system.getParticleMass(heavy.index) - moved)
 
 
 _measured: dict[str, str] = {}

@@ -11,8 +11,9 @@ from openmm import OpenMMException
 
 from hpc_molgen.config import ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
-from hpc_molgen.dynamics.engine import Engine, TorsionBias, fastest_platform
+from hpc_molgen.dynamics.engine import Engine, fastest_platform
 from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
+from hpc_molgen.dynamics.modified import TorsionBias
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed

@@ -13,7 +13,8 @@ from openmm import app, unit
 
 from hpc_molgen.angles import wrap
 from hpc_molgen.config import SystemConfig
-from hpc_molgen.dynamics.engine import Engine, TorsionBias
+from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.dynamics.modified import TorsionBias
 from hpc_molgen.errors import InputError
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
@@ -135,11 +136,13 @@ def test_bias_force_has_the_energy_it_reports(alanine: MolecularSystem) -> None:
     system = openmm.System()
     for _ in range(22):
         system.addParticle(1.0)
-    system.addForce(bias.to_force())
+    bias.add_to(system)
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(alanine.positions_nm)
     energy = context.getState(getEnergy=True).getPotentialEnergy()._value
-    assert energy == pytest.approx(float(bias.energy_kj_mol(torsion_angles(alanine.positions_nm, bias.atoms))), abs=1e-9)
+    constant = np.hypot(bias.cos_kj_mol, bias.sin_kj_mol).sum()  # k (1 + cos) in place of k cos
+    expected = float(bias.energy_kj_mol(torsion_angles(alanine.positions_nm, bias.atoms)))
+    assert energy - constant == pytest.approx(expected, abs=1e-9)
 
 
 def test_energies_of_broken_conformations_are_infinite(alanine: MolecularSystem) -> None:
