@@ -17,6 +17,9 @@ from hpc_molgen.errors import InputError
 PRESETS = Path(__file__).parent / "presets"
 
 
+Platform = Literal["auto", "batched", "Reference", "CPU", "CUDA", "OpenCL", "HIP"]
+
+
 class Model(BaseModel):
     """Base of all configuration models: frozen, strict about names."""
 
@@ -49,7 +52,7 @@ class ReferenceConfig(Model):
     constraints: Literal["none", "hbonds"] = Field("none", description="exact correction needs 'none'")
     friction_per_ps: float = Field(1.0, gt=0)
     save_every_ps: float = Field(0.1, gt=0)
-    platform: Literal["auto", "Reference", "CPU", "CUDA", "OpenCL", "HIP"] = "auto"
+    platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
     bias_torsion: str | None = Field(
         None, description="a torsion (for example 'phi') along which a static bias flattens the free energy; None for plain MD"
     )
@@ -129,10 +132,12 @@ class FarmConfig(Model):
     save_every_ps: float = Field(0.2, gt=0)
     temperature_kelvin: float | None = Field(None, gt=0, description="None: the system's")
     pressure_bar: float | None = Field(None, gt=0, description="NPT at this pressure; explicit solvent only")
-    platform: Literal["auto", "Reference", "CPU", "CUDA", "OpenCL", "HIP"] = "auto"
+    platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
 
     @model_validator(mode="after")
     def _pressure_needs_a_box(self) -> FarmConfig:
+        if self.platform == "batched" and self.solvent != "same":
+            raise ValueError("platform 'batched' computes without water: use solvent 'same', or another platform")
         if self.pressure_bar is not None and self.solvent != "tip3p":
             raise ValueError("pressure_bar needs explicit solvent (solvent: tip3p)")
         return self

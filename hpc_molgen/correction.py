@@ -25,30 +25,30 @@ CHUNK = 2000
 
 @dataclass(frozen=True)
 class Chunk:
-    """Conformations whose energies one worker computes."""
+    """Conformations whose energies one worker computes, with the engine named."""
 
     system: MolecularSystem
-    platform: str
+    engine: str
     positions_nm: np.ndarray
 
 
 def plan_chunks(run: Run) -> list[Chunk]:
     """Cut the proposals into chunks by index."""
-    from hpc_molgen.dynamics.engine import fastest_platform
+    from hpc_molgen.dynamics.choice import choose_energies
 
     proposals = read_ensemble(run.path("sample", "proposals.h5"), run.system)
-    platform = run.workers.from_root(lambda: fastest_platform(run.system))
+    engine = run.workers.from_root(lambda: choose_energies(run.system))
     return [
-        Chunk(run.system, platform, proposals.positions_nm[start : start + CHUNK]) for start in range(0, len(proposals), CHUNK)
+        Chunk(run.system, engine, proposals.positions_nm[start : start + CHUNK]) for start in range(0, len(proposals), CHUNK)
     ]
 
 
 def chunk_energies(chunk: Chunk) -> tuple[np.ndarray, float]:
     """Return reduced energies (n,) and the CPU seconds they took."""
-    from hpc_molgen.dynamics.engine import Engine
+    from hpc_molgen.dynamics.choice import energy_function
 
     watch = Stopwatch()
-    energies = Engine(chunk.system, chunk.platform).reduced_energy(chunk.positions_nm)
+    energies = energy_function(chunk.system, chunk.engine)(chunk.positions_nm)
     return energies, watch.cpu_s
 
 

@@ -21,9 +21,9 @@ def reference(run: Run) -> None:
     with run.stage("reference") as details:
         plan = run.system, run.config.reference, run.config.seed, run.path("reference")
         tasks = run.workers.from_root(lambda: walkers.plan_reference(*plan))
-        with run.progress("reference", len(tasks), "walkers") as progress:
-            paths = run.workers.map(walkers.run_reference, tasks, lambda _: progress.advance(run.workers.size))
-        details["walkers"] = walkers.walker_costs(paths)
+        with run.progress("reference", walkers.n_trajectories(tasks), "walkers") as progress:
+            written = run.workers.map(walkers.run_reference, tasks, lambda done: progress.advance(len(done) * run.workers.size))
+        details["walkers"] = walkers.walker_costs([path for part in written for path in part])
 
 
 def featurize(run: Run) -> None:
@@ -80,11 +80,13 @@ def farm(run: Run) -> None:
     from hpc_molgen.farm import scheduler
 
     with run.stage("farm") as details:
-        replicas = scheduler.plan_replicas(run)
-        with run.progress("farm", len(replicas), "replicas") as progress:
-            records = run.workers.map(scheduler.run_replica, replicas, lambda _: progress.advance(run.workers.size))
+        parts = scheduler.plan_replicas(run)
+        with run.progress("farm", sum(map(len, parts)), "replicas") as progress:
+            records = run.workers.map(
+                scheduler.run_replicas, parts, lambda done: progress.advance(len(done) * run.workers.size)
+            )
         if run.workers.is_root:
-            details |= scheduler.write_manifest(run, records)
+            details |= scheduler.write_manifest(run, [record for part in records for record in part])
 
 
 def report(run: Run) -> None:

@@ -200,17 +200,15 @@ def n_visible_gpus() -> int:
     return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
 
 
-_measured: dict[str, str] = {}
+_measured: dict[str, dict[str, float]] = {}
 
 
-def fastest_platform(system: MolecularSystem, measure_s: float = 0.1) -> str:
-    """Return the platform that makes most steps per second for `system`, by a short measurement (kept per process).
+def platform_speeds(system: MolecularSystem, measure_s: float = 0.1) -> dict[str, float]:
+    """Return steps per second of each platform for `system`, by a short measurement (kept per process).
 
     On CPUs it compares Reference and CPU with one thread each: for small molecules Reference is several times faster.
     A GPU platform, where present, takes part as well.
     """
-    if "HPC_MOLGEN_PLATFORM" in os.environ:
-        return os.environ["HPC_MOLGEN_PLATFORM"]
     if system.key not in _measured:
         speeds: dict[str, float] = {}
         for platform in available_platforms():
@@ -226,5 +224,13 @@ def fastest_platform(system: MolecularSystem, measure_s: float = 0.1) -> str:
                 engine.step(1 if system.n_atoms > 1000 else 10)
                 n_steps += 1 if system.n_atoms > 1000 else 10
             speeds[platform] = n_steps / elapsed
-        _measured[system.key] = max(speeds, key=lambda name: speeds[name])
-    return _measured[system.key]
+        _measured[system.key] = speeds
+    return dict(_measured[system.key])
+
+
+def fastest_platform(system: MolecularSystem) -> str:
+    """Return OpenMM's platform that makes most steps per second for `system`."""
+    if "HPC_MOLGEN_PLATFORM" in os.environ:
+        return os.environ["HPC_MOLGEN_PLATFORM"]
+    speeds = platform_speeds(system)
+    return max(speeds, key=lambda name: speeds[name])

@@ -9,7 +9,7 @@ import mdtraj
 import numpy as np
 
 from hpc_molgen.config import ReferenceConfig
-from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.dynamics.choice import choose_energies, energy_function
 from hpc_molgen.ensemble import Ensemble, write_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
@@ -85,7 +85,7 @@ def import_trajectory(task: ImportTask) -> Path:
         raise InputError(f"{task.source}: some coordinates are not finite; remove the damaged frames")
     if task.system.topology.n_bonds and frames.unitcell_lengths is not None:
         frames = frames.make_molecules_whole(inplace=False) if frames.topology.n_bonds else frames
-    energies = Engine(task.system, "auto").reduced_energy(frames.xyz)
+    energies = energy_function(task.system, choose_energies(task.system))(frames.xyz)
     ensemble = Ensemble.create(
         task.system, frames.xyz, reduced_energy=energies, trajectory=task.walker, time_ps=frames.time.astype(np.float64)
     )

@@ -11,7 +11,9 @@ from openmm import OpenMMException
 
 from hpc_molgen.config import ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
-from hpc_molgen.dynamics.engine import Engine, fastest_platform
+from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
+from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, copies_per_batch, simulate_copies
+from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
 from hpc_molgen.dynamics.modified import TorsionBias
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
@@ -26,7 +28,7 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class WalkerTask:
-    """One walker: what to simulate and where to write it; it pickles."""
+    """One walker: what to simulate, with what (a platform of OpenMM's, or "batched") and where to write it; it pickles."""
 
     walker: int
     system: MolecularSystem
@@ -43,7 +45,7 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     bias = None
     if config.bias_torsion is not None:
         bias = flattening_bias(system, torsion_by_name(system.topology, config.bias_torsion), derive_seed(seed, "bias"))
-    platform = fastest_platform(system) if config.platform == "auto" else config.platform
+    platform = choose_dynamics(system, config.platform, config.n_walkers)
     starts = np.repeat(system.positions_nm[None], config.n_walkers, axis=0)
     if config.starts == "spread":
         starts = spread_structures(system, config.n_walkers, seed)
@@ -53,82 +55,132 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     ]
 
 
-def run_walker(task: WalkerTask) -> Path:
-    """Minimise, equilibrate and run one walker; a finished file is kept as it is.
+def run_walkers(tasks: tuple[WalkerTask, ...]) -> list[Path]:
+    """Minimise, equilibrate and run walkers, all at once in the batched engine; finished files are kept as they are.
 
     The frames carry log-weights +V_bias/kT, so that weighted averages are those of the unbiased molecule. A walker that
     blows up starts again with another seed, at most `MAX_ATTEMPTS` times.
     """
-    if task.path.exists():
-        return task.path
-    problem: Exception | None = None
+    simulate = _simulate_batch if tasks[0].platform == BATCHED else _simulate_each
+    problem = ""
     for attempt in range(MAX_ATTEMPTS):
+        missing = [task for task in tasks if not task.path.exists()]
+        if not missing:
+            break
+        problem = simulate(missing, attempt)
+    missing = [task for task in tasks if not task.path.exists()]
+    if missing:
+        raise InputError(
+            f"walker {missing[0].walker} failed with {MAX_ATTEMPTS} seeds; the last error: {problem}. "
+            "Try a shorter reference.timestep_fs, or reference.starts: given"
+        )
+    return [task.path for task in tasks]
+
+
+def run_walker(task: WalkerTask) -> Path:
+    """Run one walker; see `run_walkers`."""
+    return run_walkers((task,))[0]
+
+
+def _protocol(task: WalkerTask) -> CopyProtocol:
+    config = task.config
+    return CopyProtocol(
+        timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps, constraints=config.constraints,
+        minimise_iterations=200, equilibration_ps=config.equilibration_ps, production_ps=config.production_ps,
+        save_every_ps=config.save_every_ps, temperature_kelvin=task.system.temperature_kelvin,
+    )  # fmt: skip
+
+
+def _seed(task: WalkerTask, attempt: int) -> int:
+    return derive_seed(task.seed, "reference", task.walker, attempt)
+
+
+def _simulate_batch(tasks: list[WalkerTask], attempt: int) -> str:
+    """Run walkers at once and write those that did not blow up; return what happened to the others."""
+    watch, first = Stopwatch(), tasks[0]
+    seeds = [_seed(task, attempt) for task in tasks]
+    protocol = _protocol(first)
+    copies, engine = simulate_copies(first.system, [task.start_nm for task in tasks], seeds, protocol, first.bias)
+    spent = {"cpu_s": watch.cpu_s / len(tasks), "wall_s": watch.wall_s / len(tasks)}
+    for task, seed, copy in zip(tasks, seeds, copies, strict=True):
+        if copy.finite:
+            _write(task, seed, copy, engine, spent)
+    return "positions or energies are not finite"
+
+
+def _simulate_each(tasks: list[WalkerTask], attempt: int) -> str:
+    """Run walkers one by one on an OpenMM platform; return the last error."""
+    problem = ""
+    for task in tasks:
+        seed, protocol, watch = _seed(task, attempt), _protocol(task), Stopwatch()
         try:
-            _simulate(task, derive_seed(task.seed, "reference", task.walker, attempt))
-            return task.path
+            engine = Engine(
+                task.system, task.platform, seed, timestep_fs=protocol.timestep_fs, constraints=protocol.constraints,
+                friction_per_ps=protocol.friction_per_ps, bias=task.bias,
+            )  # fmt: skip
+            engine.set_positions(task.start_nm)
+            minimised = engine.minimise(protocol.minimise_iterations)
+            engine.set_positions(engine.positions_nm, draw_velocities=True)
+            engine.step(protocol.equilibration_steps)
+            blocks = list(engine.simulate(protocol.n_frames, protocol.steps_per_frame))
         except (FloatingPointError, ValueError, OpenMMException) as error:
-            problem = error
-    raise InputError(
-        f"walker {task.walker} failed with {MAX_ATTEMPTS} seeds; the last error: {problem}. "
-        "Try a shorter reference.timestep_fs, or reference.starts: given"
-    )
+            problem = str(error)
+            continue
+        positions, energies, times = (
+            np.concatenate([getattr(block, name) for block in blocks])
+            for name in ("positions_nm", "potential_kj_mol", "time_ps")
+        )
+        copy = CopyFrames(positions, energies, times, minimised, finite=True)
+        _write(task, seed, copy, engine.platform, {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s})
+    return problem
 
 
-def _simulate(task: WalkerTask, seed: int) -> None:
-    config, system = task.config, task.system
-    watch = Stopwatch()
-    engine = Engine(
-        system,
-        task.platform,
-        seed,
-        timestep_fs=config.timestep_fs,
-        friction_per_ps=config.friction_per_ps,
-        constraints=config.constraints,
-        bias=task.bias,
-    )
-    engine.set_positions(task.start_nm)
-    engine.minimise(200)
-    engine.set_positions(engine.positions_nm, draw_velocities=True)
-    engine.step(round(config.equilibration_ps * 1e3 / config.timestep_fs))
-    steps_per_frame = max(1, round(config.save_every_ps * 1e3 / config.timestep_fs))
-    n_frames = max(1, round(config.production_ps * 1e3 / config.timestep_fs / steps_per_frame))
-    blocks = list(engine.simulate(n_frames, steps_per_frame))
-    positions = np.concatenate([block.positions_nm for block in blocks])
-    energies = np.concatenate([block.potential_kj_mol for block in blocks])
-    log_weight = np.zeros(n_frames)
+def _write(task: WalkerTask, seed: int, copy: CopyFrames, engine: str, spent: dict[str, float]) -> None:
+    system, protocol = task.system, _protocol(task)
+    log_weight = np.zeros(protocol.n_frames)
     if task.bias is not None:
-        log_weight = task.bias.energy_kj_mol(torsion_angles(positions, task.bias.atoms)) / system.kt_kj_mol
+        log_weight = task.bias.energy_kj_mol(torsion_angles(copy.positions_nm, task.bias.atoms)) / system.kt_kj_mol
     ensemble = Ensemble.create(
         system,
-        positions,
-        reduced_energy=energies / system.kt_kj_mol,
+        copy.positions_nm,
+        reduced_energy=copy.potential_kj_mol / system.kt_kj_mol,
         log_weight=log_weight,
         trajectory=task.walker,
-        time_ps=np.concatenate([block.time_ps for block in blocks]),
+        time_ps=copy.time_ps,
     )
     attributes = {
-        "cpu_s": watch.cpu_s,
-        "wall_s": watch.wall_s,
-        "n_steps": n_frames * steps_per_frame + round(config.equilibration_ps * 1e3 / config.timestep_fs),
-        "timestep_fs": config.timestep_fs,
-        "platform": engine.platform,
+        **spent,
+        "n_steps": protocol.n_steps,
+        "timestep_fs": protocol.timestep_fs,
+        "platform": engine,
         "bias": repr(task.bias),
     }
-    write_ensemble(task.path, ensemble, system, seed=seed, config_yaml=dump_config(config), attributes=attributes)
+    write_ensemble(task.path, ensemble, system, seed=seed, config_yaml=dump_config(task.config), attributes=attributes)
 
 
-def plan_reference(
-    system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path
-) -> Sequence[WalkerTask | ImportTask]:
-    """One task per trajectory: the user's files where the configuration names some, walkers to simulate otherwise."""
+ReferenceTask = tuple[WalkerTask, ...] | ImportTask
+
+
+def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path) -> Sequence[ReferenceTask]:
+    """One task for each item of work: the user's files where the configuration names some, walkers to simulate otherwise.
+
+    A walker is an item of its own, or in the batched engine as many as fill a vector.
+    """
     if config.trajectories:
         return plan_imports(system, config, directory)
-    return plan_walkers(system, config, seed, directory)
+    tasks = plan_walkers(system, config, seed, directory)
+    size = copies_per_batch() if tasks[0].platform == BATCHED else 1
+    return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
 
 
-def run_reference(task: WalkerTask | ImportTask) -> Path:
-    """Simulate or import one trajectory; return its file."""
-    return import_trajectory(task) if isinstance(task, ImportTask) else run_walker(task)
+def run_reference(task: ReferenceTask) -> list[Path]:
+    """Simulate or import the trajectories of one item; return their files."""
+    return [import_trajectory(task)] if isinstance(task, ImportTask) else run_walkers(task)
+
+
+def n_trajectories(tasks: Sequence[ReferenceTask]) -> int:
+    """How many trajectories the tasks make."""
+    return sum(1 if isinstance(task, ImportTask) else len(task) for task in tasks)
 
 
 def walker_costs(paths: list[Path]) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured speed of one protocol.
+    """Measured speed of one protocol on one engine.
 
     Attributes
     ----------
+    platform : str
+        Of OpenMM's, or "batched": many copies at once, their lengths added up.
     ns_per_cpu_s : np.ndarray, shape=(n_repeats,)
         Simulated ns per CPU second of each repeat; per wall second where a GPU does the work.
     """
@@ -44,6 +47,11 @@ class Speed:
     platform: str
     steps_per_repeat: int
     ns_per_cpu_s: np.ndarray
+
+    @property
+    def label(self) -> str:
+        """Protocol and engine in words."""
+        return f"{self.protocol.label}; {self.platform}"
 
     @property
     def mean(self) -> float:
@@ -58,7 +66,7 @@ class Speed:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
-            "label": self.protocol.label,
+            "label": self.label,
             "timestep_fs": self.protocol.timestep_fs,
             "constraints": self.protocol.constraints,
             "hydrogen_mass_amu": self.protocol.hydrogen_mass_amu,
@@ -84,58 +92,105 @@ def protocols(config: RunConfig) -> list[Protocol]:
     return [own, *(p for p in others if (p.timestep_fs, p.constraints) != (own.timestep_fs, own.constraints))]
 
 
-def measure_speeds(system: MolecularSystem, config: RunConfig) -> list[Speed]:
-    """Measure the speed of each protocol in interleaved repeats, `report.baseline_steps` steps in all.
+class _Mover:
+    """One protocol on one engine, ready to run."""
 
-    A protocol that blows up (a long time step on a strained molecule) is left out.
-    """
-    from hpc_molgen.dynamics.engine import Engine, fastest_platform
+    def __init__(self, system: MolecularSystem, protocol: Protocol, platform: str, seed: int) -> None:
+        from hpc_molgen.dynamics.choice import BATCHED
 
-    asked = config.reference.platform
-    platform = fastest_platform(system) if asked == "auto" else asked
-    engines = []
-    for number, protocol in enumerate(protocols(config)):
+        self.protocol, self.platform, self.broken = protocol, platform, False
+        self.n_copies, self.found = 1, list[float]()
+        self._step: Callable[[int], None]
+        self._positions: Callable[[], np.ndarray]
+        if platform == BATCHED:
+            self._prepare_batched(system, seed)
+        else:
+            self._prepare_openmm(system, seed)
+        self.n_steps = 0
+
+    def _prepare_openmm(self, system: MolecularSystem, seed: int) -> None:
+        from hpc_molgen.dynamics.engine import Engine
+
         engine = Engine(
-            system,
-            platform,
-            derive_seed(config.seed, "baseline", number),
-            timestep_fs=protocol.timestep_fs,
-            constraints=protocol.constraints,
-            hydrogen_mass_amu=protocol.hydrogen_mass_amu,
-        )
+            system, self.platform, seed, timestep_fs=self.protocol.timestep_fs, constraints=self.protocol.constraints,
+            hydrogen_mass_amu=self.protocol.hydrogen_mass_amu,
+        )  # fmt: skip
         engine.minimise(200)
         engine.set_positions(engine.positions_nm, draw_velocities=True)
-        engines.append((protocol, engine))
-    n_steps = _steps_per_repeat(engines[0][1], config.report.baseline_steps // (REPEATS * len(engines)))
-    found: dict[Protocol, list[float]] = {protocol: [] for protocol, _ in engines}
-    broken = set()
+        self._step, self._positions = engine.step, lambda: engine.positions_nm
+
+    def _prepare_batched(self, system: MolecularSystem, seed: int) -> None:
+        from hpc_molgen.dynamics.batched import BatchedSystem
+        from hpc_molgen.dynamics.copies import copies_per_batch
+        from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
+        from hpc_molgen.dynamics.modified import modified_system
+
+        changed = modified_system(
+            system, constraints=self.protocol.constraints, hydrogen_mass_amu=self.protocol.hydrogen_mass_amu
+        )
+        self.n_copies = 2 * copies_per_batch()
+        batched = BatchedSystem(changed, "float32", threads=1)
+        start, _ = minimise(batched, np.repeat(system.positions_nm[None], self.n_copies, axis=0), max_iterations=200)
+        seeds = [derive_seed(seed, "copy", copy) for copy in range(self.n_copies)]
+        dynamics = BatchedDynamics(
+            batched, start, seeds, temperature_kelvin=system.temperature_kelvin, timestep_fs=self.protocol.timestep_fs
+        )
+        self._step, self._positions = dynamics.step, lambda: dynamics.positions_nm
+
+    def choose_length(self, wanted: int) -> None:
+        """Set the steps of one repeat: `wanted` over all copies, fewer where these would take longer than `MAX_BLOCK_S`."""
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < 0.05 * MAX_BLOCK_S:
+            self._step(10)
+            done += 10
+        per_s = done / (time.perf_counter() - start)
+        self.n_steps = max(10, min(-(-wanted // self.n_copies), int(per_s * MAX_BLOCK_S)))
+
+    def measure(self) -> None:
+        """Run one repeat; one that blows up (a long time step on a strained molecule) marks the protocol as broken."""
+        watch = Stopwatch()
+        try:
+            self._step(self.n_steps)
+        except Exception as error:  # OpenMMException, without importing openmm here
+            if type(error).__name__ != "OpenMMException":
+                raise
+            self.broken = True
+        seconds = watch.wall_s if self.platform in ("CUDA", "HIP", "OpenCL") else watch.cpu_s
+        self.found.append(self.n_copies * self.n_steps * self.protocol.timestep_fs * 1e-6 / max(seconds, 1e-9))
+        self.broken |= not np.isfinite(self._positions()).all()
+
+
+def measure_speeds(system: MolecularSystem, config: RunConfig) -> list[Speed]:
+    """Measure the speed of each protocol on each engine in interleaved repeats, about `report.baseline_steps` steps in all.
+
+    The first is the reference's own protocol on the engine that the reference would run on. A protocol that blows up (a long
+    time step on a strained molecule) is left out.
+    """
+    from hpc_molgen.dynamics.batched import try_batched
+    from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
+    from hpc_molgen.dynamics.engine import fastest_platform
+
+    asked = config.reference.platform
+    own = choose_dynamics(system, asked, config.reference.n_walkers)
+    engines = [own]
+    if own == BATCHED:
+        engines.append(fastest_platform(system))
+    elif asked == "auto" and try_batched(system, "float32") is not None:
+        engines.append(BATCHED)
+    movers = [
+        _Mover(system, protocol, engine, derive_seed(config.seed, "baseline", number))
+        for engine in engines
+        for number, protocol in enumerate(protocols(config))
+    ]
+    for mover in movers:
+        mover.choose_length(max(config.report.baseline_steps // (REPEATS * len(movers)), 1))
     for _ in range(REPEATS):
-        for protocol, engine in engines:
-            watch = Stopwatch()
-            try:
-                engine.step(n_steps)
-            except Exception as error:  # OpenMMException, without importing openmm here
-                if type(error).__name__ != "OpenMMException":
-                    raise
-                broken.add(protocol)
-            seconds = watch.wall_s if platform in ("CUDA", "HIP", "OpenCL") else watch.cpu_s
-            found[protocol].append(n_steps * protocol.timestep_fs * 1e-6 / max(seconds, 1e-9))
-            if not np.isfinite(engine.positions_nm).all():
-                broken.add(protocol)
-    speeds = [Speed(p, platform, n_steps, np.array(found[p])) for p, _ in engines if p not in broken]
+        for mover in movers:
+            mover.measure()
+    speeds = [Speed(m.protocol, m.platform, m.n_copies * m.n_steps, np.array(m.found)) for m in movers if not m.broken]
     if not speeds:
-        raise HpcMolgenError(f"{system.name}: no MD protocol ran {n_steps} steps; check the system's energy function")
+        raise HpcMolgenError(f"{system.name}: no MD protocol ran {movers[0].n_steps} steps; check the system's energy function")
     return speeds
-
-
-def _steps_per_repeat(engine: Any, wanted: int) -> int:
-    """Fewer steps than `wanted` where these would take longer than `MAX_BLOCK_S`."""
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < 0.05 * MAX_BLOCK_S:
-        engine.step(10)
-        done += 10
-    per_s = done / (time.perf_counter() - start)
-    return max(10, min(wanted, int(per_s * MAX_BLOCK_S)))
 
 
 def rule_of_three(n_events: int, cpu_s: float) -> tuple[float | None, float]:

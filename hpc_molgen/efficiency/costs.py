@@ -56,8 +56,8 @@ class CostBook:
         Featurize and train, all attempts.
     sampling, energies : float
         Drawing all samples with ln q; their energies.
-    simulated_ns : float
-        Of all walkers, equilibration included; 0 for imported trajectories.
+    simulated_ns, production_ns : float
+        Of all walkers, equilibration included or not; 0 for imported trajectories.
     """
 
     stages: tuple[StageCost, ...]
@@ -69,6 +69,7 @@ class CostBook:
     sampling: float
     energies: float
     simulated_ns: float
+    production_ns: float
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -90,6 +91,7 @@ def collect_costs(run: Run) -> CostBook:
     work = {"reference": float(walker_cpu.sum()), "sample": sampling, "correct": energies, "farm": farm}
     stages = tuple(_stage_cost(run, stage, work.get(stage)) for stage in STAGES if stage != "report")
     by_name = {cost.stage: cost for cost in stages}
+    simulated_ns = float(sum(walker["ns"] for walker in walkers))
     return CostBook(
         stages=stages,
         data=float(walker_cpu[~np.array(held_out, dtype=bool)].sum()),
@@ -99,7 +101,8 @@ def collect_costs(run: Run) -> CostBook:
         training=by_name["featurize"].cpu_s + by_name["train"].cpu_s,
         sampling=sampling,
         energies=energies,
-        simulated_ns=float(sum(walker["ns"] for walker in walkers)),
+        simulated_ns=simulated_ns,
+        production_ns=simulated_ns * (1 - share),
     )
 
 
@@ -141,10 +144,6 @@ class Marginal:
         """95 % percentile interval."""
         low, high = np.quantile(self.replicates, [0.025, 0.975], method="inverted_cdf")
         return float(low), float(high)
-
-    def scaled(self, factor: float) -> Marginal:
-        """Return the cost times a factor."""
-        return Marginal(self.value * factor, self.replicates * factor)
 
 
 def marginal_cost(cpu_s: float, n_effective: float, replicates: np.ndarray) -> Marginal:

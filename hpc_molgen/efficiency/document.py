@@ -213,9 +213,9 @@ def _costs(results: Results) -> Section:
             "n*: break-even; n₀: what the training data already hold; drawn: what this run drew."
         )))  # fmt: skip
         text.append(
-            "The MD that competes is the reference MD of this run (its effective samples are measured), scaled to the "
-            "fastest protocol below. Parallel tempering "
-            "and other enhanced sampling were not run: a better MD may exist."
+            "The MD that competes is the reference MD of this run (its effective samples are measured) at the speed of the "
+            "fastest protocol and engine below, many copies at once where the batched engine knows the forces. Parallel "
+            "tempering and other enhanced sampling were not run: a better MD may exist."
         )
         text.append("Bias scan and process start are needed by both sides and enter neither.")
     else:

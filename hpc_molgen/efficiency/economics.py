@@ -132,20 +132,19 @@ def contests(evidence: Evidence, findings: Findings, costs: CostBook, speeds: li
             drawn,
             costs,
             speeds,
-            _md_cpu_s(evidence, costs, speeds),
+            _production_ns(evidence, costs),
         )
         for name, md_by, surrogate_by, drawn in ways
     ]
 
 
-def _md_cpu_s(evidence: Evidence, costs: CostBook, speeds: list[Speed]) -> float:
-    """CPU seconds of the reference's production; for imported trajectories, those that this machine would need for them."""
-    if costs.simulated_ns > 0:
-        return costs.data + costs.validation - costs.equilibration
+def _production_ns(evidence: Evidence, costs: CostBook) -> float:
+    """Length of the reference's production, over all trajectories."""
+    if costs.production_ns > 0:
+        return costs.production_ns
     time, trajectory = evidence.reference_time_ps, evidence.reference.units
     assert trajectory is not None
-    length_ns = sum(float(np.ptp(time[trajectory == number])) for number in np.unique(trajectory)) * 1e-3
-    return length_ns / speeds[0].mean
+    return sum(float(np.ptp(time[trajectory == number])) for number in np.unique(trajectory)) * 1e-3
 
 
 def _contest(
@@ -156,12 +155,13 @@ def _contest(
     drawn: tuple[float, np.ndarray],
     costs: CostBook,
     speeds: list[Speed],
-    md_cpu_s: float,
+    production_ns: float,
 ) -> Contest:
-    as_run = marginal_cost(md_cpu_s, md.n_effective, md.replicates)
-    prices = {"as run": as_run}
-    for speed in speeds[1:]:
-        prices[speed.protocol.label] = as_run.scaled(speeds[0].mean / speed.mean)
+    prices = {}
+    if costs.production_ns > 0:  # imported trajectories have no cost of their own here
+        prices["as run"] = marginal_cost(costs.data + costs.validation - costs.equilibration, md.n_effective, md.replicates)
+    for speed in speeds:
+        prices[speed.label] = marginal_cost(production_ns / speed.mean, md.n_effective, md.replicates)
     best = min(prices, key=lambda label: prices[label].value)
     surrogate = marginal_cost(costs.sampling + costs.energies, *drawn)
     # what the surrogate took is known; how many effective samples that was, and what MD would have taken for them, is not

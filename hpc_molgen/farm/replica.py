@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen.config import FarmConfig, dump_config
-from hpc_molgen.dynamics.engine import Engine, Frames
+from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.seeding import derive_seed
@@ -76,6 +76,60 @@ def run_replica(replica: Replica) -> ReplicaRecord:
     return ReplicaRecord(replica.index, replica.pdb.name, "failed", MAX_ATTEMPTS, error)
 
 
+def run_batch(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:
+    """Run replicas at once in the batched engine; records as those of `run_replica`, in the same order.
+
+    A replica that blows up starts again with another seed beside the others that did, at most `MAX_ATTEMPTS` times.
+    """
+    records: dict[int, ReplicaRecord] = {}
+    starts: dict[int, np.ndarray] = {}
+    for replica in replicas:
+        if replica.path.exists():
+            found = read_attributes(replica.path)
+            records[replica.index] = _record(replica, found, int(found["attempts"]))
+            continue
+        try:
+            starts[replica.index] = read_pdb_positions(replica.pdb, replica.system)
+        except InputError as problem:
+            records[replica.index] = ReplicaRecord(replica.index, replica.pdb.name, "failed", 1, str(problem))
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        missing = [replica for replica in replicas if replica.index not in records]
+        if missing:
+            records |= _simulate_batch(missing, starts, attempt)
+    for replica in replicas:
+        if replica.index not in records:
+            text = f"positions or energies were not finite with {MAX_ATTEMPTS} seeds"
+            records[replica.index] = ReplicaRecord(replica.index, replica.pdb.name, "failed", MAX_ATTEMPTS, text)
+    return [records[replica.index] for replica in replicas]
+
+
+def _simulate_batch(replicas: list[Replica], starts: dict[int, np.ndarray], attempt: int) -> dict[int, ReplicaRecord]:
+    """Run and write replicas; return the records of those that did not blow up."""
+    from hpc_molgen.dynamics.copies import CopyProtocol, simulate_copies
+
+    config, solute, watch = replicas[0].config, replicas[0].system, Stopwatch()
+    protocol = CopyProtocol(
+        timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps, constraints=config.constraints,
+        minimise_iterations=config.minimise_iterations, equilibration_ps=config.equilibration_ps,
+        production_ps=config.production_ps, save_every_ps=config.save_every_ps,
+        temperature_kelvin=config.temperature_kelvin or solute.temperature_kelvin,
+    )  # fmt: skip
+    seeds = [derive_seed(replica.seed, "farm", replica.index, attempt) for replica in replicas]
+    copies, engine = simulate_copies(solute, [starts[replica.index] for replica in replicas], seeds, protocol)
+    spent = {"cpu_s": watch.cpu_s / len(replicas), "wall_s": watch.wall_s / len(replicas)}
+    records = {}
+    for replica, seed, copy in zip(replicas, seeds, copies, strict=True):
+        if not copy.finite:
+            continue
+        values = {
+            "attempts": attempt, "minimised_kj_mol": copy.minimised_kj_mol, "simulated_ns": protocol.simulated_ns, **spent,
+            "platform": engine, "simulated_atoms": solute.n_atoms, "energy_function": solute.description,
+        }  # fmt: skip
+        _write(replica, seed, copy.positions_nm, copy.potential_kj_mol, copy.time_ps, values)
+        records[replica.index] = _record(replica, values, attempt)
+    return records
+
+
 def _record(replica: Replica, values: dict[str, Any], attempts: int) -> ReplicaRecord:
     return ReplicaRecord(
         replica=replica.index,
@@ -127,24 +181,29 @@ def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
         "simulated_atoms": simulated.n_atoms,
         "energy_function": simulated.description,
     }
-    write_ensemble(
-        replica.path,
-        _ensemble(replica, frames),
-        solute,
-        seed=engine.seed,
-        config_yaml=dump_config(config),
-        attributes=values,
+    positions, energies, times = (
+        np.concatenate([getattr(block, name) for block in frames]) for name in ("positions_nm", "potential_kj_mol", "time_ps")
     )
+    _write(replica, engine.seed, positions, energies, times, values)
     return values
 
 
-def _ensemble(replica: Replica, frames: list[Frames]) -> Ensemble:
-    """Frames of the molecule itself; energies are those of what was simulated, water included."""
-    return Ensemble.create(
+def _write(
+    replica: Replica,
+    seed: int,
+    positions_nm: np.ndarray,
+    potential_kj_mol: np.ndarray,
+    time_ps: np.ndarray,
+    values: dict[str, Any],
+) -> None:
+    """Write the frames of the molecule itself; energies are those of what was simulated, water included."""
+    ensemble = Ensemble.create(
         replica.system,
-        np.concatenate([block.positions_nm for block in frames]),
-        reduced_energy=np.concatenate([block.potential_kj_mol for block in frames]) / replica.system.kt_kj_mol,
-        parent=np.full(sum(len(block.time_ps) for block in frames), replica.index),
+        positions_nm,
+        reduced_energy=potential_kj_mol / replica.system.kt_kj_mol,
+        parent=np.full(len(time_ps), replica.index),
         trajectory=replica.index,
-        time_ps=np.concatenate([block.time_ps for block in frames]),
+        time_ps=time_ps,
     )
+    config_yaml = dump_config(replica.config)
+    write_ensemble(replica.path, ensemble, replica.system, seed=seed, config_yaml=config_yaml, attributes=values)

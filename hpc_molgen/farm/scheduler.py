@@ -7,30 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_molgen.errors import InputError
-from hpc_molgen.farm.replica import Replica, ReplicaRecord, run_replica
+from hpc_molgen.farm.replica import Replica, ReplicaRecord, run_batch, run_replica
 from hpc_molgen.files import plain_values, write_atomically
 from hpc_molgen.structures import read_manifest
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
 
-__all__ = ["plan_replicas", "run_replica", "write_manifest"]
+__all__ = ["plan_replicas", "run_replicas", "write_manifest"]
 
 
-def plan_replicas(run: Run) -> list[Replica]:
-    """`farm.n_replicas` replicas, their structures spread evenly over the manifest.
+def plan_replicas(run: Run) -> list[tuple[Replica, ...]]:
+    """`farm.n_replicas` replicas, their structures spread evenly over the manifest, in parts that one worker runs at once.
 
-    The plan depends on files and configuration alone, so every number of ranks runs the same replicas.
+    The plan depends on files, configuration and the machine's engine alone, so every number of ranks runs the same replicas.
     """
-    from hpc_molgen.dynamics.engine import fastest_platform
+    from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
+    from hpc_molgen.dynamics.copies import copies_per_batch
 
     config = run.config.farm
     rows = read_manifest(run.path("correct", "pdb"), run.system)
     n = min(config.n_replicas, len(rows))
     platform: str = config.platform
-    if platform == "auto" and config.solvent == "same":  # a solvated box exists only within its replica, which measures itself
-        platform = run.workers.from_root(lambda: fastest_platform(run.system))
-    return [
+    if config.solvent == "same":  # a solvated box exists only within its replica, which measures itself
+        asked = platform
+        platform = run.workers.from_root(lambda: choose_dynamics(run.system, asked, n))
+    size = copies_per_batch() if platform == BATCHED else 1
+    replicas = [
         Replica(
             index=index,
             system=run.system,
@@ -42,6 +45,14 @@ def plan_replicas(run: Run) -> list[Replica]:
         )
         for index in range(n)
     ]
+    return [tuple(replicas[start : start + size]) for start in range(0, n, size)]
+
+
+def run_replicas(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:
+    """Run the replicas of one part: at once in the batched engine, one by one on an OpenMM platform."""
+    if replicas[0].platform == "batched":
+        return run_batch(replicas)
+    return [run_replica(replica) for replica in replicas]
 
 
 def write_manifest(run: Run, records: list[ReplicaRecord]) -> dict[str, Any]:

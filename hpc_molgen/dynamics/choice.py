@@ -1,0 +1,110 @@
+"""Which engine computes: the batched one or an OpenMM platform, by a short measurement on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from hpc_molgen.dynamics.batched import BatchedSystem, try_batched
+from hpc_molgen.dynamics.copies import copies_per_batch
+from hpc_molgen.dynamics.engine import Engine, platform_speeds
+from hpc_molgen.dynamics.langevin import BatchedDynamics
+from hpc_molgen.errors import InputError
+from hpc_molgen.systems.base import MolecularSystem
+
+log = logging.getLogger(__name__)
+BATCHED = "batched"
+_chosen: dict[tuple[str, str, int], str] = {}
+
+
+def choose_dynamics(system: MolecularSystem, asked: str, n_copies: int) -> str:
+    """Return "batched" or a platform's name: what makes most steps per second of all copies on one core.
+
+    Parameters
+    ----------
+    asked : str
+        From the configuration: "auto" measures, a name is taken as it is.
+    n_copies : int
+        How many trajectories there are; few copies leave the batched engine's vectors half empty.
+
+    Raises
+    ------
+    InputError
+        When "batched" is asked for and a force is not known to the batched engine (the message names it).
+    """
+    if asked == BATCHED:
+        BatchedSystem(system, "float32")
+        return BATCHED
+    if asked != "auto":
+        return asked
+    if "HPC_MOLGEN_PLATFORM" in os.environ:
+        return os.environ["HPC_MOLGEN_PLATFORM"]
+    key = (system.key, "dynamics", min(n_copies, copies_per_batch()))
+    if key not in _chosen:
+        speeds = platform_speeds(system)
+        batched = try_batched(system, "float32", threads=1)
+        if batched is not None:
+            speeds[BATCHED] = _batched_steps_per_s(batched, system, key[2])
+        _chosen[key] = _fastest("dynamics", "steps/s of all copies on one core", speeds)
+    return _chosen[key]
+
+
+def _batched_steps_per_s(batched: BatchedSystem, system: MolecularSystem, n: int, measure_s: float = 0.1) -> float:
+    starts = np.repeat(system.positions_nm[None], n, axis=0)
+    # a negligible time step, as in `platform_speeds`: the structure stays where it is, however strained
+    dynamics = BatchedDynamics(batched, starts, [1] * n, temperature_kelvin=system.temperature_kelvin, timestep_fs=1e-6)
+    dynamics.step(1)
+    n_steps, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < measure_s:
+        dynamics.step(5)
+        n_steps += 5
+    return n * n_steps / elapsed
+
+
+def choose_energies(system: MolecularSystem) -> str:
+    """Return "batched" or a platform's name: what evaluates most energies per second on one core, in float64 if batched."""
+    if "HPC_MOLGEN_PLATFORM" in os.environ:
+        return os.environ["HPC_MOLGEN_PLATFORM"]
+    key = (system.key, "energies", 0)
+    if key not in _chosen:
+        speeds = {name: _energies_per_s(system, name) for name in platform_speeds(system)}
+        if try_batched(system, "float64", threads=1) is not None:
+            speeds[BATCHED] = _energies_per_s(system, BATCHED)
+        _chosen[key] = _fastest("energies", "energies/s on one core", speeds)
+    return _chosen[key]
+
+
+def _energies_per_s(system: MolecularSystem, name: str, measure_s: float = 0.05) -> float:
+    evaluate = energy_function(system, name)
+    n = 1 if system.n_atoms > 1000 else 256 if name == BATCHED else 16
+    positions = np.repeat(system.positions_nm[None], n, axis=0)
+    evaluate(positions)
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < measure_s:
+        evaluate(positions)
+        done += n
+    return done / elapsed
+
+
+def energy_function(system: MolecularSystem, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from positions (n, n_atoms, 3) to reduced energies (n,), float64, of the named engine.
+
+    Energies that are not finite become +inf.
+    """
+    if name != BATCHED:
+        return Engine(system, name).reduced_energy
+    batched, kt_kj_mol = BatchedSystem(system, "float64", threads=1), system.kt_kj_mol
+    return lambda positions_nm: np.asarray(batched.energies(positions_nm)) / kt_kj_mol
+
+
+def _fastest(what: str, unit: str, speeds: dict[str, float]) -> str:
+    if not speeds:
+        raise InputError(f"no engine can compute {what} of this system on this machine")
+    best = max(speeds, key=lambda name: speeds[name])
+    listed = ", ".join(f"{name} {speed:,.0f}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1]))
+    log.info("%s: %s (%s: %s)", what, best, unit, listed)
+    return best
