@@ -6,6 +6,7 @@ A key that no model has is an error that lists the right ones, and all errors of
 from __future__ import annotations
 
 import difflib
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,10 @@ class ReferenceConfig(Model):
     bias_torsion: str | None = Field(
         None, description="a torsion (for example 'phi') along which a static bias flattens the free energy; None for plain MD"
     )
+    tempering_kelvin: tuple[float, ...] = Field(
+        (), description="parallel tempering: temperatures above the system's, ascending; each walker is then a ladder of copies"
+    )
+    swap_every_ps: float = Field(0.1, gt=0, description="time between swaps of 'tempering_kelvin'")
     held_out_fraction: float = Field(0.5, gt=0, lt=1, description="share of the walkers that training never sees")
     trajectories: tuple[str, ...] = Field((), description="the user's own .xtc, .dcd, .h5: read instead of simulated")
     trajectory_topology: str | None = Field(None, description="PDB for formats without a topology")
@@ -173,6 +178,20 @@ class RunConfig(Model):
                 "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, "
                 "or set correct.weights false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ladders_ascend(self) -> RunConfig:
+        reference = self.reference
+        ladder = (self.system.temperature_kelvin, *reference.tempering_kelvin)
+        if any(hot <= cold for cold, hot in itertools.pairwise(ladder)):
+            raise ValueError(
+                f"reference.tempering_kelvin {list(ladder[1:])} must ascend from above system.temperature_kelvin {ladder[0]:g}"
+            )
+        if reference.tempering_kelvin and reference.bias_torsion:
+            raise ValueError("reference.tempering_kelvin and reference.bias_torsion exclude each other: choose one")
+        if reference.tempering_kelvin and reference.platform not in ("auto", "batched"):
+            raise ValueError("reference.tempering_kelvin runs in the batched engine: use reference.platform auto or batched")
         return self
 
     @model_validator(mode="after")

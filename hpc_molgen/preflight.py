@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hpc_molgen.errors import InputError
+from hpc_molgen.errors import InputError, UnsupportedForce
 from hpc_molgen.systems.torsions import torsion_by_name
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def check(config: RunConfig, system: MolecularSystem) -> None:
         lambda: surrogate_class(config.surrogate.name),
         lambda: ZMatrix(topology),
         lambda: _flexible(config, system),
+        lambda: _batched(config, system),
     ]
     torsions = [] if config.representation.torsions == "all" else list(config.representation.torsions)
     torsions = torsions if config.representation.name == "torsion" else []
@@ -45,6 +46,18 @@ def check(config: RunConfig, system: MolecularSystem) -> None:
     if problems:
         listed = "\n  ".join(problems)
         raise InputError(f"{len(problems)} problem(s) that a later stage would meet:\n  {listed}")
+
+
+def _batched(config: RunConfig, system: MolecularSystem) -> None:
+    asked = [f"{name}.platform: batched" for name in ("reference", "farm") if getattr(config, name).platform == "batched"]
+    asked += ["reference.tempering_kelvin"] if config.reference.tempering_kelvin else []
+    if asked:
+        from hpc_molgen.dynamics.batched import BatchedSystem
+
+        try:
+            BatchedSystem(system, "float32")
+        except UnsupportedForce as problem:
+            raise InputError(f"{' and '.join(asked)}: {system.name} cannot run in the batched engine: {problem}") from problem
 
 
 def _flexible(config: RunConfig, system: MolecularSystem) -> None:

@@ -76,9 +76,10 @@ class BatchedSystem:
         if isinstance(system, MolecularSystem):
             system = openmm.XmlSerializer.deserialize(system.system_xml)
         self.terms = system if isinstance(system, Terms) else read_terms(system)
-        self.dtype = np.dtype(str(dtype).removeprefix("torch."))
-        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        name = dtype.__name__ if isinstance(dtype, type) else str(dtype).removeprefix("torch.")
+        if name not in ("float32", "float64"):
             raise InputError(f"dtype {dtype}: the batched engine computes in float32 or float64")
+        self.dtype = np.dtype(name)
         self.device = str(device)
         self.threads = threads or available_cores()
         problem = self._kernel_problem()
@@ -159,7 +160,7 @@ class BatchedSystem:
             energies[rows] = native.energies(positions_nm[rows], None if found is None else found[rows])
 
         in_threads(part, split_copies(n, native.lanes, self.threads))
-        finite = np.isfinite(positions_nm.reshape(n, -1).sum(1)) & np.isfinite(energies)
+        finite = np.isfinite(positions_nm.sum((1, 2))) & np.isfinite(energies)
         return np.where(finite, energies, np.inf), found
 
 
@@ -286,7 +287,7 @@ class TorchEnergies:
     def _batch_last(self, block: torch.Tensor) -> torch.Tensor:
         import torch
 
-        block = block.to(self.device)
+        block = block.to(self.device, torch.promote_types(block.dtype, self.dtype))
         if self._invariant:  # small numbers keep their digits in float32
             block = block - block.mean(dim=1, keepdim=True, dtype=torch.float64).to(block.dtype)
         x = block.to(self.dtype).permute(2, 1, 0)

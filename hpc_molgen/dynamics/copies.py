@@ -12,6 +12,7 @@ from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.kernel import built_variants, load_library
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
 from hpc_molgen.dynamics.modified import TorsionBias, modified_system
+from hpc_molgen.dynamics.tempering import ParallelTempering
 from hpc_molgen.systems.base import MolecularSystem
 
 
@@ -117,11 +118,53 @@ def simulate_copies(
         interrupts.check()
         dynamics.step(protocol.steps_per_frame)
         positions[frame] = dynamics.positions_nm
-    potential = exact.energies(positions.reshape(-1, *start.shape[1:])).reshape(protocol.n_frames, -1)
+    return _as_frames(exact, positions, energy, protocol), batched.description
+
+
+def simulate_ladders(
+    system: MolecularSystem, starts_nm: Sequence[np.ndarray], seeds: list[int], protocol: CopyProtocol,
+    hotter_kelvin: Sequence[float], swap_every_ps: float,
+) -> tuple[list[CopyFrames], str]:  # fmt: skip
+    """Run one ladder of parallel tempering from each start, on one core; return the frames of its lowest temperature.
+
+    Parameters
+    ----------
+    hotter_kelvin : sequence of float
+        Temperatures above the protocol's, ascending.
+    swap_every_ps : float
+        Time between swaps; it is shortened so that a whole number of them fits between two frames.
+    """
+    modified = modified_system(system, constraints=protocol.constraints)
+    batched = BatchedSystem(modified, "float32", threads=1)
+    exact = BatchedSystem(system, "float64", threads=1)
+    temperatures = np.array([protocol.temperature_kelvin, *hotter_kelvin])
+    start = np.array(starts_nm, dtype=np.float64)
+    start, _ = minimise(BatchedSystem(modified, "float64", threads=1), start, max_iterations=protocol.minimise_iterations)
+    swaps = max(1, int(np.ceil(protocol.save_every_ps / swap_every_ps)))
+    ladders = ParallelTempering(
+        batched, np.repeat(start[:, None], len(temperatures), axis=1), temperatures, seeds,
+        steps_per_swap=max(1, protocol.steps_per_frame // swaps), timestep_fs=protocol.timestep_fs,
+        friction_per_ps=protocol.friction_per_ps,
+    )  # fmt: skip
+    ladders.run(max(1, protocol.equilibration_steps // ladders.steps_per_swap))
+    positions = np.empty((protocol.n_frames, *start.shape), dtype=np.float32)
+    for frame in range(protocol.n_frames):
+        interrupts.check()
+        ladders.run(swaps)
+        positions[frame] = ladders.coldest_nm
+    description = f"{batched.description}, parallel tempering of {len(temperatures)} temperatures"
+    return _as_frames(exact, positions, exact.energies(start), protocol), description
+
+
+def _as_frames(
+    exact: BatchedSystem, positions: np.ndarray, minimised_kj_mol: np.ndarray, protocol: CopyProtocol
+) -> list[CopyFrames]:
+    """Cut positions (n_frames, n_copies, n_atoms, 3) into copies, energies recomputed in float64."""
+    n_copies = positions.shape[1]
+    potential = exact.energies(positions.reshape(-1, *positions.shape[2:])).reshape(protocol.n_frames, -1)
     time_ps = (1 + np.arange(protocol.n_frames)) * protocol.steps_per_frame * protocol.timestep_fs * 1e-3
     finite = np.isfinite(potential).all(axis=0) & np.isfinite(positions).all(axis=(0, 2, 3))
-    frames = [
-        CopyFrames(positions[:, copy], potential[:, copy], time_ps, float(energy[copy]), bool(finite[copy]))
-        for copy in range(len(start))
+    return [
+        CopyFrames(positions[:, copy], potential[:, copy], time_ps, float(minimised_kj_mol[copy]), bool(finite[copy]))
+        for copy in range(n_copies)
     ]
-    return frames, batched.description

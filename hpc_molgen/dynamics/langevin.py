@@ -80,12 +80,13 @@ class BatchedDynamics:
         self._kt = np.empty(n)
         self.set_temperature(temperature_kelvin)
         positions = apply_constraints(np.asarray(positions_nm, dtype=np.float64), terms)
-        if terms.translation_invariant:
+        centred = terms.translation_invariant and bool((terms.masses_amu > 0).all())  # atoms without mass stay in place
+        if centred:
             positions -= positions.mean(axis=1, keepdims=True)
         self._x = np.ascontiguousarray(positions, dtype=batched.dtype)
         self._v = self._draw_velocities(seeds)
         settings = (timestep_fs * 1e-3, friction_per_ps, TOLERANCE[batched.dtype.name])
-        recentre = RECENTRE_STEPS if terms.translation_invariant else 0
+        recentre = RECENTRE_STEPS if centred else 0
         if batched.native is not None:
             constraints = terms.constraints, terms.constraint_lengths_nm
             self._advance = batched.native.integrator(terms.masses_amu, *constraints, *settings, recentre).run
@@ -94,7 +95,7 @@ class BatchedDynamics:
             from hpc_molgen.dynamics.torch_langevin import TorchIntegrator
 
             self._advance = TorchIntegrator(batched, *settings, recentre).run
-            self._lanes = n  # torch takes all copies in one call
+            self._lanes = max(n, 1)  # torch takes all copies in one call
 
     def _draw_velocities(self, seeds: list[int]) -> np.ndarray:
         """Maxwell-Boltzmann velocities, each copy's from its own seed."""
@@ -176,7 +177,7 @@ class BatchedDynamics:
                 for name, function in functions.items():
                     values[name].append(function(self._x))
             yield BatchFrames(
-                np.array(kept, dtype=np.float32).reshape(-1, *self._x.shape),
+                np.array(kept, dtype=np.float32).reshape(len(kept), *self._x.shape),
                 np.array([row[0] for row in rows]),
                 np.array([row[1] for row in rows]),
                 np.array([row[2] for row in rows]),
@@ -194,7 +195,8 @@ def apply_constraints(positions_nm: np.ndarray, terms: Terms, tolerance: float =
         for (i, j), length in zip(terms.constraints, terms.constraint_lengths_nm, strict=True):
             d = x[:, i] - x[:, j]
             r = np.linalg.norm(d, axis=1, keepdims=True)
-            move = (length - r) / (r * (inverse[i] + inverse[j])) * d
+            off = np.abs(r / length - 1) >= tolerance  # a copy that is right stays as it is, whatever the others need
+            move = np.where(off, (length - r) / (r * (inverse[i] + inverse[j])), 0.0) * d
             x[:, i] += inverse[i] * move
             x[:, j] -= inverse[j] * move
             worst = max(worst, float(np.nanmax(np.abs(r / length - 1), initial=0.0)))
@@ -239,10 +241,10 @@ def minimise(
     system = BatchedSystem(
         terms, batched.dtype, batched.device, backend=batched.backend, threads=batched.threads, compiled=False
     )
+    if len(positions_nm) == 0:
+        return np.array(positions_nm, dtype=np.float64), np.empty(0)
     x = np.array(positions_nm, dtype=np.float64).reshape(len(positions_nm), -1)
     movable = np.repeat(terms.masses_amu > 0, 3)
-    if len(x) == 0:
-        return x.reshape(positions_nm.shape), np.empty(0)
 
     def evaluate(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         energy, force = system.energies_and_forces(at.reshape(len(at), -1, 3))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +53,8 @@ class ParallelTempering:
     positions_nm : np.ndarray, shape=(n_ladders, n_temperatures, n_atoms, 3)
     temperatures_kelvin : np.ndarray, shape=(n_temperatures,)
         Ascending.
-    seed : int
-        Every copy's stream and every ladder's swaps derive from it.
+    seed : int or sequence of int, one for each ladder
+        Every copy's stream and the ladder's swaps derive from it; a ladder does not depend on those beside it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ParallelTempering:
         batched: BatchedSystem,
         positions_nm: np.ndarray,
         temperatures_kelvin: np.ndarray,
-        seed: int,
+        seed: int | Sequence[int],
         *,
         steps_per_swap: int = 200,
         timestep_fs: float = 1.0,
@@ -72,17 +72,19 @@ class ParallelTempering:
         self.n_ladders, n = positions_nm.shape[:2]
         if n != len(self.temperatures_kelvin) or (np.diff(self.temperatures_kelvin) <= 0).any():
             raise InputError(f"{n} copies a ladder need as many ascending temperatures, not {self.temperatures_kelvin}")
-        names = [(ladder, copy) for ladder in range(self.n_ladders) for copy in range(n)]
+        bases = [derive_seed(seed, "ladder", k) for k in range(self.n_ladders)] if isinstance(seed, int) else list(seed)
+        if len(bases) != self.n_ladders:
+            raise InputError(f"{self.n_ladders} ladders need as many seeds, not {len(bases)}")
         self.dynamics = BatchedDynamics(
             batched,
             positions_nm.reshape(-1, *positions_nm.shape[2:]),
-            [derive_seed(seed, "tempering", *name) for name in names],
+            [derive_seed(base, "tempering", copy) for base in bases for copy in range(n)],
             temperature_kelvin=np.tile(self.temperatures_kelvin, self.n_ladders),
             timestep_fs=timestep_fs,
             friction_per_ps=friction_per_ps,
         )
         self.steps_per_swap = steps_per_swap
-        self._generators = [numpy_generator(seed, "swaps", ladder) for ladder in range(self.n_ladders)]
+        self._generators = [numpy_generator(base, "swaps") for base in bases]
         self._level = np.tile(np.arange(n), (self.n_ladders, 1))  # of each copy
         self._beta = 1 / (BOLTZMANN_KJ_MOL_KELVIN * self.temperatures_kelvin)
         self._round = 0
@@ -112,6 +114,20 @@ class ParallelTempering:
         self._level = level
         self.dynamics.set_temperature(self.temperatures_kelvin[level].reshape(-1), rescale=True)
 
+    def run(self, n_swaps: int) -> None:
+        """Run `n_swaps` rounds, the swap after each, without recording."""
+        for _ in range(n_swaps):
+            self.dynamics.step(self.steps_per_swap)
+            self._swap(self.dynamics.potential_kj_mol.reshape(self._level.shape))
+
+    @property
+    def coldest_nm(self) -> np.ndarray:
+        """Positions at the lowest temperature, shape=(n_ladders, n_atoms, 3)."""
+        copy_at = np.argsort(self._level, axis=1)[:, 0]
+        positions = self.dynamics.positions_nm
+        coldest: np.ndarray = positions.reshape(*self._level.shape, -1, 3)[np.arange(self.n_ladders), copy_at]
+        return coldest
+
     def simulate(
         self,
         n_swaps: int,
@@ -138,8 +154,7 @@ class ParallelTempering:
                 for name, function in functions.items():
                     values[name].append(function(positions).reshape(shape)[rows, copy_at])
                 if keep_positions:
-                    coldest = positions.reshape(*shape, -1, 3)[np.arange(self.n_ladders), copy_at[:, 0]]
-                    kept.append(coldest.astype(np.float32))
+                    kept.append(self.coldest_nm.astype(np.float32))
                 self._swap(energy)
             yield TemperingFrames(
                 np.array(energies),

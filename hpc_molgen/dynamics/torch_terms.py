@@ -110,31 +110,29 @@ def _generalised_born(born: GeneralisedBorn, make: _Maker) -> Energy:
     self_energy = make.column(0.5 * born.prefactor * born.charge**2)
     inner, full = make.column(born.radius_nm - GB_OFFSET_NM), make.column(born.radius_nm)
     surface = make.column(born.surface_kj_mol_nm2 * (born.radius_nm + PROBE_NM) ** 2 * born.radius_nm**6)
-    # every ordered pair: atom a is descreened by atom b, a-major, so that the sum over b is a sum over an axis
-    pair_of = np.zeros((n, n), dtype=np.int64)
-    pair_of[rows, columns] = pair_of[columns, rows] = np.arange(len(rows))
-    a, b = (grid[~np.eye(n, dtype=bool)] for grid in np.indices((n, n)))
-    pair = make.index(pair_of[a, b])
-    o = make.column(born.radius_nm[a] - GB_OFFSET_NM)
-    s = make.column(born.scale[b] * (born.radius_nm[b] - GB_OFFSET_NM))
+    o, scaled = inner[:, None], make.column(born.scale * (born.radius_nm - GB_OFFSET_NM))[None]
+    own = torch.eye(n, dtype=make.dtype, device=make.device)[:, :, None]
 
-    def radii(r: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        r, inverse = r.index_select(0, pair), inverse.index_select(0, pair)
-        upper, lower = r + s, torch.maximum((r - s).abs(), o)
+    def radii(x: torch.Tensor) -> torch.Tensor:
+        # all ordered pairs, atom i descreened by atom j: distances twice, but no gather, which compiles to faster code
+        d = x[:, :, None, :] - x[:, None, :, :]
+        r2 = _dot(d, d) + own
+        inverse = torch.rsqrt(r2)
+        r = r2 * inverse
+        upper, lower = r + scaled, torch.maximum((r - scaled).abs(), o)
         product = 1 / (upper * lower)
         low, up = upper * product, lower * product  # reciprocals of the bounds
-        ratio = s * inverse
+        ratio = scaled * inverse
         term = (low - up) * (1 - 0.25 * r * (low + up) * (1 - ratio * ratio)) - 0.5 * inverse * torch.log(upper * low)
-        term = term + torch.where(s - r > o, 2 * (1 / o - low), 0.0)
-        total = 0.5 * inner * torch.where(upper > o, term, 0.0).view(n, n - 1, -1).sum(1)
+        term = term + torch.where(scaled - r > o, 2 * (1 / o - low), 0.0)
+        total = 0.5 * inner * (torch.where(upper > o, term, 0.0) * (1 - own)).sum(1)
         squared = total * total
         return 1 / (1 / inner - torch.tanh(total - 0.8 * squared + 4.85 * squared * total) / full)
 
     def energy(x: torch.Tensor) -> torch.Tensor:
         d = _between(x, i, j)
         r2 = _dot(d, d)
-        inverse = torch.rsqrt(r2)
-        radius = radii(r2 * inverse, inverse)
+        radius = radii(x)
         both = radius.index_select(0, i) * radius.index_select(0, j)
         pairs = product * torch.rsqrt(r2 + both * torch.exp(-r2 / (4 * both)))
         cubed = radius * radius * radius
@@ -160,7 +158,7 @@ def torch_energy(terms: Terms, dtype: torch.dtype, device: torch.device) -> Ener
     parts += [term.build(dtype, device) for term in terms.custom]
 
     def energy(x: torch.Tensor) -> torch.Tensor:
-        total = x.new_zeros(x.shape[2])
+        total = 0 * x.sum((0, 1))  # depends on every position: zero forces where there is no term, no number where one is lost
         for part in parts:
             total = total + part(x)
         return total

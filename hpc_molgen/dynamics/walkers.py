@@ -12,7 +12,7 @@ from openmm import OpenMMException
 from hpc_molgen.config import ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
 from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
-from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, copies_per_batch, simulate_copies
+from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, copies_per_batch, simulate_copies, simulate_ladders
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
 from hpc_molgen.dynamics.modified import TorsionBias
@@ -45,7 +45,8 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     bias = None
     if config.bias_torsion is not None:
         bias = flattening_bias(system, torsion_by_name(system.topology, config.bias_torsion), derive_seed(seed, "bias"))
-    platform = choose_dynamics(system, config.platform, config.n_walkers)
+    asked = BATCHED if config.tempering_kelvin else config.platform
+    platform = choose_dynamics(system, asked, config.n_walkers)
     starts = np.repeat(system.positions_nm[None], config.n_walkers, axis=0)
     if config.starts == "spread":
         starts = spread_structures(system, config.n_walkers, seed)
@@ -100,7 +101,11 @@ def _simulate_batch(tasks: list[WalkerTask], attempt: int) -> str:
     watch, first = Stopwatch(), tasks[0]
     seeds = [_seed(task, attempt) for task in tasks]
     protocol = _protocol(first)
-    copies, engine = simulate_copies(first.system, [task.start_nm for task in tasks], seeds, protocol, first.bias)
+    starts, hotter = [task.start_nm for task in tasks], first.config.tempering_kelvin
+    if hotter:
+        copies, engine = simulate_ladders(first.system, starts, seeds, protocol, hotter, first.config.swap_every_ps)
+    else:
+        copies, engine = simulate_copies(first.system, starts, seeds, protocol, first.bias)
     spent = {"cpu_s": watch.cpu_s / len(tasks), "wall_s": watch.wall_s / len(tasks)}
     for task, seed, copy in zip(tasks, seeds, copies, strict=True):
         if copy.finite:
@@ -150,7 +155,7 @@ def _write(task: WalkerTask, seed: int, copy: CopyFrames, engine: str, spent: di
     )
     attributes = {
         **spent,
-        "n_steps": protocol.n_steps,
+        "n_steps": protocol.n_steps * (1 + len(task.config.tempering_kelvin)),  # of all copies of the walker
         "timestep_fs": protocol.timestep_fs,
         "platform": engine,
         "bias": repr(task.bias),
@@ -169,7 +174,7 @@ def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, 
     if config.trajectories:
         return plan_imports(system, config, directory)
     tasks = plan_walkers(system, config, seed, directory)
-    size = copies_per_batch() if tasks[0].platform == BATCHED else 1
+    size = max(1, copies_per_batch() // (1 + len(config.tempering_kelvin))) if tasks[0].platform == BATCHED else 1
     return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
 
 

@@ -85,3 +85,61 @@ def test_biased_walkers_cross_and_know_their_weights(alanine: MolecularSystem, t
     assert walkers.run_walker(task).stat().st_mtime_ns == stamp  # a finished walker is kept
     again = dataclasses.replace(task, path=tmp_path / "again.h5")
     assert np.array_equal(read_ensemble(walkers.run_walker(again), alanine).positions_nm, ensemble.positions_nm)
+
+
+def batch_of(system: MolecularSystem, directory: Path, **settings: object) -> tuple[walkers.WalkerTask, ...]:
+    options = {"n_walkers": 4, "production_ps": 2, "equilibration_ps": 0.5, "platform": "batched"}
+    config = ReferenceConfig(**(options | settings))  # type: ignore[arg-type]
+    return tuple(walkers.plan_walkers(system, config, 1, directory))
+
+
+@pytest.mark.parametrize("settings", [{"bias_torsion": "phi"}, {"tempering_kelvin": (360.0, 430.0)}], ids=["bias", "tempering"])
+def test_a_batched_walker_does_not_depend_on_its_batch(
+    alanine: MolecularSystem, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    together = walkers.run_walkers(batch_of(alanine, tmp_path / "a", **settings))
+    alone = [walkers.run_walker(task) for task in reversed(batch_of(alanine, tmp_path / "b", **settings))]
+    for one, other in zip(together, reversed(alone), strict=True):
+        first, second = read_ensemble(one, alanine), read_ensemble(other, alanine)
+        assert np.array_equal(first.positions_nm, second.positions_nm)
+        assert np.array_equal(first.log_weight, second.log_weight)
+        assert np.ptp(first.log_weight) > 0 or "bias_torsion" not in settings
+        openmm_energy = Engine(alanine, "Reference").reduced_energy(first.positions_nm)
+        np.testing.assert_allclose(first.reduced_energy, openmm_energy, rtol=0, atol=1e-9)  # without the bias
+
+
+def test_batched_walkers_go_on_where_files_are_missing(alanine: MolecularSystem, tmp_path: Path) -> None:
+    tasks = batch_of(alanine, tmp_path)
+    walkers.run_walkers(tasks)
+    stamps = [task.path.stat().st_mtime_ns for task in tasks]
+    before = read_ensemble(tasks[2].path, alanine)
+    tasks[2].path.unlink()
+    walkers.run_walkers(tasks)
+    assert [task.path.stat().st_mtime_ns == stamp for task, stamp in zip(tasks, stamps, strict=True)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert np.array_equal(read_ensemble(tasks[2].path, alanine).positions_nm, before.positions_nm)
+
+
+def test_batched_walkers_that_blow_up_end_with_a_message(alanine: MolecularSystem, tmp_path: Path) -> None:
+    tasks = batch_of(alanine, tmp_path, timestep_fs=5.0)
+    with pytest.raises(
+        HpcMolgenError, match="walker 0 failed with 3 seeds; the last error: positions or energies are not finite"
+    ):
+        walkers.run_walkers(tasks)
+
+
+def test_tempering_gives_the_energies_of_its_lowest_temperature(alanine: MolecularSystem, tmp_path: Path) -> None:
+    """Mean potential energy at 300 K, ladders against plain walkers of another seed, within 5 standard errors over walkers."""
+    means = []
+    for name, settings in (("ladders", {"tempering_kelvin": (345.0, 400.0)}), ("plain", {})):
+        options = {"n_walkers": 48, "production_ps": 12, "equilibration_ps": 8, "starts": "given", **settings}
+        tasks = batch_of(alanine, tmp_path / name, **options)
+        means.append([read_ensemble(path, alanine).reduced_energy.mean() for path in walkers.run_walkers(tasks)])
+    ladders, plain = (np.array(values) for values in means)
+    error = np.hypot(ladders.std(ddof=1), plain.std(ddof=1)) / np.sqrt(48)
+    assert abs(ladders.mean() - plain.mean()) < 5 * error
+    assert error < 0.3  # kT: the copies above 300 K are some 5 kT away, so a swap gone wrong would show

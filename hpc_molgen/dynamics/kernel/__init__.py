@@ -117,9 +117,9 @@ class NativeMolecule:
 
     def __init__(self, terms: Terms, dtype: np.dtype[Any], variant: str | None = None) -> None:
         self.dtype = np.dtype(dtype)
-        self.variant = variant or built_variants()[0]
+        self.variant = variant or next(iter(built_variants()), "")
         self.n_atoms = terms.n_atoms
-        self._library = load_library(variant)
+        self._library = load_library(self.variant or None)
         self._suffix = "f32" if self.dtype == np.float32 else "f64"
         self.lanes = int(self._function("lanes")())
         keep: list[np.ndarray] = []

@@ -10,7 +10,12 @@ from typing import Any
 
 from hpc_molgen.errors import EnvironmentProblem, InputError
 
-SUITES = {"ramachandran": "hpc_molgen.efficiency.suites.ramachandran:ramachandran"}
+SUITES = {
+    "ramachandran": "hpc_molgen.efficiency.suites.ramachandran:ramachandran",
+    "energies": "hpc_molgen.efficiency.suites.energies:energies",
+    "md": "hpc_molgen.efficiency.suites.md:md",
+    "tempering": "hpc_molgen.efficiency.suites.tempering:tempering",
+}
 SIZES = ("smoke", "laptop")
 
 Suite = Callable[[str, Path, int], dict[str, Any]]

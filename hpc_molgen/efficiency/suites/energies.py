@@ -11,27 +11,26 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openmm
 
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem, has_compiler
-from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.dynamics.kernel import NativeMolecule, built_variants
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
 from hpc_molgen.efficiency.suites import energies_tables as tables
 from hpc_molgen.efficiency.suites.gpu import GpuSettings, energies_on_gpu, gpu_present
+from hpc_molgen.efficiency.suites.openmm_loop import OpenMMLoop
 from hpc_molgen.efficiency.suites.record import Costs, spread
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved, one_thread, target_sentence
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
-from hpc_molgen.workers import Stopwatch, available_cores
+from hpc_molgen.workers import Stopwatch, available_cores, cpu_seconds
 
 TEMPERATURES_KELVIN = (300.0, 600.0)
 KINDS = ("energies", "forces")
@@ -68,21 +67,21 @@ class Size:
     equilibration_ps: float = 2.0
     spacing_ps: float = 0.05
     compiled: bool = True
-    gpu: GpuSettings = GpuSettings()
+    gpu: GpuSettings = field(default_factory=GpuSettings)
 
 
 SIZES = {
     "laptop": Size(),
     "smoke": Size(
-        n_frames=2000,
+        n_frames=800,
         n_judged=200,
-        n_openmm=200,
-        n_torch=1000,
-        n_many=20_000,
+        n_openmm=100,
+        n_torch=200,
+        n_many=8000,
         n_rounds=3,
-        measure_s=0.04,
+        measure_s=0.02,
         n_copies=100,
-        equilibration_ps=0.3,
+        equilibration_ps=0.1,
         spacing_ps=0.03,
         compiled=False,
         gpu=GpuSettings(batches=(1000, 10_000), compiled=False, measure_s=0.05),
@@ -158,31 +157,6 @@ def own_frames(system: MolecularSystem, kelvin: float, settings: Size, seed: int
         return np.concatenate(blocks)[:n]
 
 
-class OpenMMLoop:
-    """The yardstick: one conformation after the other on OpenMM's Reference platform, one thread, double precision."""
-
-    def __init__(self, system: MolecularSystem) -> None:
-        self._engine, self._kt_kj_mol = Engine(system, "Reference"), system.kt_kj_mol
-        molecule = openmm.XmlSerializer.deserialize(system.system_xml)
-        platform = openmm.Platform.getPlatformByName("Reference")
-        self._context = openmm.Context(molecule, openmm.VerletIntegrator(1e-3), platform)
-
-    def energies(self, positions_nm: np.ndarray) -> np.ndarray:
-        """Energies (n,) in kJ/mol of positions (n, n_atoms, 3)."""
-        energies: np.ndarray = self._engine.reduced_energy(positions_nm) * self._kt_kj_mol
-        return energies
-
-    def energies_and_forces(self, positions_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Energies (n,) in kJ/mol and forces (n, n_atoms, 3) in kJ/mol/nm."""
-        energies, forces = np.empty(len(positions_nm)), np.empty(positions_nm.shape)
-        for index, positions in enumerate(positions_nm):
-            self._context.setPositions(positions)
-            state = self._context.getState(getEnergy=True, getForces=True)
-            energies[index] = state.getPotentialEnergy()._value
-            forces[index] = state.getForces(asNumpy=True)._value
-        return energies, forces
-
-
 @dataclass(frozen=True)
 class Evaluator:
     """One way to compute: its key, its system, conformations of a call, and what it is."""
@@ -224,17 +198,21 @@ def make_evaluators(system: MolecularSystem, settings: Size) -> tuple[list[Evalu
 
 def warm_up(evaluators: list[Evaluator], frames: np.ndarray, costs: Costs, notes: list[str]) -> list[Evaluator]:
     """Call each evaluator once with what it will be given; compilation happens here. Leaves out what did not compile."""
-    kept, watch = [], Stopwatch()
+    kept: list[Evaluator] = []
+    first = np.zeros(2)
     for evaluator in evaluators:
-        compiled = evaluator.facts.get("compiled", False)
-        with costs.stage(f"compiling, {evaluator.key}, both functions") if compiled else contextlib.nullcontext():
-            evaluator.system.energies(frames[: evaluator.n])
-            if not compiled or "compiled" in evaluator.system.description:
-                evaluator.system.energies_and_forces(frames[: evaluator.n])
-                kept.append(evaluator)
-            else:
-                notes.append(f"{evaluator.key}: torch.compile failed here (the log says why), so it was not measured.")
-    costs.add("first calls of every method, compilations included", watch.cpu_s, watch.wall_s)
+        compiled, watch, cpu = evaluator.facts.get("compiled", False), Stopwatch(), cpu_seconds()
+        evaluator.system.energies(frames[: evaluator.n])
+        if compiled and "compiled" not in evaluator.system.description:
+            notes.append(f"{evaluator.key}: torch.compile failed here (the log says why), so it was not measured.")
+            continue
+        evaluator.system.energies_and_forces(frames[: evaluator.n])
+        kept.append(evaluator)
+        if compiled:
+            costs.add(f"compiling energies and forces, {evaluator.key}", cpu_seconds() - cpu, watch.wall_s)
+        else:
+            first += watch.cpu_s, watch.wall_s
+    costs.add("first calls of all other methods", *first.tolist())
     return kept
 
 
@@ -247,7 +225,9 @@ def make_methods(loop: OpenMMLoop, evaluators: list[Evaluator], frames: np.ndarr
         yardstick = f"openmm {kind}"
         function = loop.energies if kind == "energies" else loop.energies_and_forces
         work = _bind(function, part)
-        methods.append(Method(yardstick, "OpenMM Reference, loop, 1 thread", work, len(part), yardstick, {**facts, "kind": kind}))
+        methods.append(
+            Method(yardstick, "OpenMM Reference, loop, 1 thread", work, len(part), yardstick, {**facts, "kind": kind})
+        )
         for evaluator in evaluators:
             batched = evaluator.system
             function = batched.energies if kind == "energies" else batched.energies_and_forces

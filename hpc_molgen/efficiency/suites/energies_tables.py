@@ -97,7 +97,15 @@ def tables(results: dict[str, Any], n_judged: int) -> list[dict[str, Any]]:
         _many(results["many"]),
     ]
     if results["gpu"]:
-        columns = ["method", "what", "copies", "per wall s", "over OpenMM (wall)", "bytes a copy", "largest energy error at 600 K"]
+        columns = [
+            "method",
+            "what",
+            "copies",
+            "per wall s",
+            "over OpenMM (wall)",
+            "bytes a copy",
+            "largest energy error at 600 K",
+        ]
         keys = ("method", "kind", "n", "per_wall_s", "ratio_wall", "bytes_per_copy", "energy_error_kj_mol")
         rows = [[row[key] for key in keys] for row in results["gpu"]]
         listed.append({"caption": "On a GPU, against the number of copies", "columns": columns, "rows": rows})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpc_molgen.dynamics.batched import BatchedSystem, has_compiler
 from hpc_molgen.dynamics.langevin import BatchedDynamics
+from hpc_molgen.efficiency.suites.openmm_loop import OpenMMLoop
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved, kinetic_temperature
 from hpc_molgen.seeding import derive_seed
@@ -38,16 +39,6 @@ class GpuSettings:
     n_rounds: int = 5
     measure_s: float = 0.2
     n_steps: int = 50
-
-
-class Loop(Protocol):
-    """The yardstick of energies and forces."""
-
-    def energies(self, positions_nm: np.ndarray) -> np.ndarray:
-        """Energies (n,) in kJ/mol."""
-
-    def energies_and_forces(self, positions_nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Energies (n,) in kJ/mol and forces (n, n_atoms, 3) in kJ/mol/nm."""
 
 
 def gpu_present() -> bool:
@@ -89,7 +80,7 @@ def _kinds_of_torch(settings: GpuSettings, device: str) -> list[tuple[str, bool]
 
 
 def energies_on_gpu(
-    system: MolecularSystem, frames: np.ndarray, settings: GpuSettings, loop: Loop, judged: np.ndarray, costs: Costs,
+    system: MolecularSystem, frames: np.ndarray, settings: GpuSettings, loop: OpenMMLoop, judged: np.ndarray, costs: Costs,
     device: str = "cuda",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Speed, memory and error of energies and forces in torch, for every number of copies; one row each.
@@ -160,7 +151,7 @@ def dynamics_on_gpu(
             seeds = [derive_seed(seed, "gpu", copy) for copy in range(n)]
             dynamics = BatchedDynamics(batched, positions, seeds, temperature_kelvin=system.temperature_kelvin)
             dynamics.step(2)
-            label, kinetic = f"{batched.description} {n}", []
+            label, kinetic = f"{batched.description} {n}", list[np.ndarray]()
             runs[label] = (dynamics, kinetic)
             facts = {"n": n, "dtype": dtype, "compiled": compiled, "bytes_per_copy": memory.per(n)}
             ns_a_day = n * settings.n_steps * 1e-6 * 86_400

@@ -143,15 +143,19 @@ def pinned(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def kinetic_temperature(kinetic_kj_mol: np.ndarray, n_freedoms: int, n_blocks: int = 10) -> dict[str, Any]:
-    """Mean temperature in kelvin and its standard error.
+def kinetic_temperature(kinetic_kj_mol: np.ndarray, n_freedoms: int) -> dict[str, Any]:
+    """Mean temperature and its standard error, of kinetic energies (n_times, n_copies)."""
+    return mean_temperature(2 * kinetic_kj_mol / (n_freedoms * BOLTZMANN_KJ_MOL_KELVIN))
+
+
+def mean_temperature(kelvin: np.ndarray, n_blocks: int = 10) -> dict[str, Any]:
+    """Mean and standard error of temperatures.
 
     Parameters
     ----------
-    kinetic_kj_mol : np.ndarray, shape=(n_times, n_copies)
+    kelvin : np.ndarray, shape=(n_times, n_copies)
         The error is taken over copies, or over `n_blocks` blocks of time where there are fewer copies than that.
     """
-    kelvin = 2 * kinetic_kj_mol / (n_freedoms * BOLTZMANN_KJ_MOL_KELVIN)
     if kelvin.shape[1] >= n_blocks:
         means = kelvin.mean(axis=0)
     else:
