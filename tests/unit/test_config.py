@@ -60,6 +60,8 @@ def test_weights_without_a_density_are_refused() -> None:
         ("reference.constraints=hbonds", "do not vibrate"),
         ("reference.held_out_fraction=0.05", "none for validation"),
         ("farm.pressure_bar=1.0", "explicit solvent"),
+        ("reference.tempering_kelvin=[290]", "must ascend"),
+        ("reference.tempering_kelvin=[400]", "exclude each other"),
     ],
 )
 def test_settings_that_contradict_each_other(assignment: str, word: str) -> None:
