@@ -72,7 +72,11 @@ class ParallelTempering:
         self.n_ladders, n = positions_nm.shape[:2]
         if n != len(self.temperatures_kelvin) or (np.diff(self.temperatures_kelvin) <= 0).any():
             raise InputError(f"{n} copies a ladder need as many ascending temperatures, not {self.temperatures_kelvin}")
-        bases = [derive_seed(seed, "ladder", k) for k in range(self.n_ladders)] if isinstance(seed, int) else list(seed)
+        bases = (
+            [derive_seed(int(seed), "ladder", k) for k in range(self.n_ladders)]
+            if isinstance(seed, int | np.integer)
+            else list(seed)
+        )
         if len(bases) != self.n_ladders:
             raise InputError(f"{self.n_ladders} ladders need as many seeds, not {len(bases)}")
         self.dynamics = BatchedDynamics(

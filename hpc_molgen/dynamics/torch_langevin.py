@@ -88,6 +88,7 @@ class TorchIntegrator:
     ) -> None:
         """See `NativeIntegrator.run`."""
         device, dtype = self._energies.device, self._energies.dtype
+        self._energies.prepare(len(positions) * n_steps)
         x, v = (torch.from_numpy(array).to(device).permute(2, 1, 0).contiguous() for array in (positions, velocities))
         root_kt = torch.as_tensor(np.sqrt(kt), dtype=dtype, device=device)
         keys = torch.from_numpy(seeds.view(np.int32).T.copy()).to(device)

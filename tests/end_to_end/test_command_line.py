@@ -12,9 +12,11 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
+import openmm
 import pytest
 
 from hpc_molgen.run import STAGES
+from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from tests.conftest import CommandLine
 
@@ -208,3 +210,26 @@ def test_mpi_launcher_without_mpi_is_explained(command: CommandLine, tmp_path: P
     environment = os.environ | {"PMI_SIZE": "2", "PYTHONPATH": str(tmp_path)}
     shown = command("run", "tiny", "--out", str(tmp_path / "run"), env=environment)
     assert shown.returncode == 2 and "hpc-molgen[mpi]" in shown.stderr and "Traceback" not in shown.stderr
+
+
+def test_a_force_unknown_to_the_batched_engine_is_named_and_openmm_runs(
+    command: CommandLine, alanine: MolecularSystem, tmp_path: Path
+) -> None:
+    system = openmm.XmlSerializer.deserialize(alanine.system_xml)
+    force = openmm.CustomCentroidBondForce(2, "0.1*distance(g1,g2)")
+    for group in ([0, 1], [20, 21]):
+        force.addGroup(group)
+    force.addBond([0, 1], [])
+    system.addForce(force)
+    (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(system))
+    (tmp_path / "a.pdb").write_text(pdb_text(alanine.topology, alanine.positions_nm, []))
+    values = [f"system.{key}={tmp_path / name}" for key, name in (("pdb", "a.pdb"), ("system_xml", "system.xml"))]
+    values += ["system.name=pdb-xml", "reference.bias_torsion=null", "reference.production_ps=0.2"]
+    line = ["run", "tiny", "--out", str(tmp_path / "run"), "--only", "reference"]
+    line += [part for value in values for part in ("--set", value)]
+    shown = command(*line)
+    assert shown.returncode == 0, shown.stderr
+    assert "CustomCentroidBondForce" in shown.stderr and "OpenMM computes instead" in shown.stderr
+    asked = command(*line, "--set", "reference.platform=batched")
+    assert asked.returncode == 2 and "cannot run in the batched engine" in asked.stderr
+    assert "CustomCentroidBondForce" in asked.stderr and "Traceback" not in asked.stderr

@@ -41,6 +41,14 @@ template <> struct Lanes<double> {
     static constexpr double LARGEST_EXPONENT = 708.0;
 };
 
+// keeps -ffast-math from cancelling what stands before and after it
+#if defined(__x86_64__)
+#define HM_BARRIER(x) asm("" : "+x"(x))
+#elif defined(__aarch64__)
+#define HM_BARRIER(x) asm("" : "+w"(x))
+#else
+#define HM_BARRIER(x) asm("" : "+m"(x))
+#endif
 #define HM_INLINE static inline __attribute__((always_inline))
 
 HM_INLINE vf splat(float x) { return x - (vf){}; }
@@ -95,14 +103,14 @@ template <typename V> HM_INLINE V recip(V x) { return 1 / x; }
 HM_INLINE vf nearest(vf x, vfi &integer) {
     const vf shift = splat(12582912.0f);  // 1.5 * 2^23
     vf moved = x + shift;
-    asm("" : "+x"(moved));  // or -ffast-math would cancel the shift
+    HM_BARRIER(moved);
     integer = (vfi)moved - (vfi)shift;
     return moved - shift;
 }
 HM_INLINE vd nearest(vd x, vdi &integer) {
     const vd shift = splat(6755399441055744.0);  // 1.5 * 2^52
     vd moved = x + shift;
-    asm("" : "+x"(moved));
+    HM_BARRIER(moved);
     integer = (vdi)moved - (vdi)shift;
     return moved - shift;
 }
@@ -110,7 +118,7 @@ HM_INLINE vf to_real(vfi n) { return __builtin_convertvector(n, vf); }
 HM_INLINE vd to_real(vdi n) {  // |n| < 2^51; AVX2 has no conversion of 64-bit integers
     const vd shift = splat(6755399441055744.0);
     vd moved = (vd)(n + (vdi)shift);
-    asm("" : "+x"(moved));
+    HM_BARRIER(moved);
     return moved - shift;
 }
 
