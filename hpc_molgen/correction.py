@@ -30,6 +30,7 @@ class Chunk:
     system: MolecularSystem
     engine: str
     positions_nm: np.ndarray
+    n_total: int
 
 
 def plan_chunks(run: Run) -> list[Chunk]:
@@ -39,7 +40,8 @@ def plan_chunks(run: Run) -> list[Chunk]:
     proposals = read_ensemble(run.path("sample", "proposals.h5"), run.system)
     engine = run.workers.from_root(lambda: choose_energies(run.system))
     return [
-        Chunk(run.system, engine, proposals.positions_nm[start : start + CHUNK]) for start in range(0, len(proposals), CHUNK)
+        Chunk(run.system, engine, proposals.positions_nm[start : start + CHUNK], len(proposals))
+        for start in range(0, len(proposals), CHUNK)
     ]
 
 
@@ -48,7 +50,7 @@ def chunk_energies(chunk: Chunk) -> tuple[np.ndarray, float]:
     from hpc_molgen.dynamics.choice import energy_function
 
     watch = Stopwatch()
-    energies = energy_function(chunk.system, chunk.engine)(chunk.positions_nm)
+    energies = energy_function(chunk.system, chunk.engine, chunk.n_total)(chunk.positions_nm)
     return energies, watch.cpu_s
 
 

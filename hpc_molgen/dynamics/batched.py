@@ -6,10 +6,7 @@ import concurrent.futures
 import itertools
 import logging
 import os
-import shutil
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +19,7 @@ from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.workers import available_cores
 
 if TYPE_CHECKING:
-    import torch
+    from hpc_molgen.dynamics.torch_energies import TorchEnergies
 
 log = logging.getLogger(__name__)
 MAX_HARMONIC = 6  # the kernel's recurrence loses a digit for each few harmonics; force fields stop at 6
@@ -44,11 +41,11 @@ class BatchedSystem:
     backend : str
         "auto": "kernel" where it is built, knows the forces and runs on this device, else "torch".
     threads : int, optional
-        Of the kernel; every core of this process by default. torch keeps its own setting.
+        Every core of this process by default. Torch, which has one setting for the process, is given it only when named.
     memory_mib : int
         Budget of one chunk in torch.
     compiled : bool, optional
-        torch.compile; by default where it pays (more than `COMPILE_FROM` conformations) and a compiler is there.
+        torch.compile; by default where it pays (for 200,000 conformations and more) and a compiler is there.
 
     Attributes
     ----------
@@ -93,7 +90,9 @@ class BatchedSystem:
         if self.backend == "kernel":
             self.native = NativeMolecule(self.terms, self.dtype)
         else:
-            self._torch = TorchEnergies(self.terms, self.dtype, self.device, memory_mib, compiled)
+            from hpc_molgen.dynamics.torch_energies import TorchEnergies
+
+            self._torch = TorchEnergies(self.terms, self.dtype, self.device, memory_mib, compiled, threads)
 
     def _kernel_problem(self) -> str:
         if self.device != "cpu":
@@ -196,123 +195,10 @@ def reset_threads() -> None:
 os.register_at_fork(after_in_child=reset_threads)
 
 
-def compile_cache() -> Path:
-    """Folder in which compiled code is kept from run to run: HPC_MOLGEN_CACHE, or the user's cache folder."""
-    base = os.environ.get("HPC_MOLGEN_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "hpc_molgen" / "torchinductor"
-
-
-def has_compiler(device: str) -> bool:
-    """Return whether torch.compile can work: a C++ compiler for CPUs, Triton for GPUs."""
-    if device.startswith("cpu"):
-        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
-
-
-class TorchEnergies:
-    """Energies and forces in torch, in chunks of one shape; compiled once per system and shape, kept between runs."""
-
-    COMPILE_FROM = 200_000  # conformations: below, compiling (15 to 40 s when not cached) costs more than it saves
-
-    def __init__(self, terms: Terms, dtype: np.dtype[Any], device: str, memory_mib: int, compiled: bool | None) -> None:
-        import torch
-
-        from hpc_molgen.dynamics.torch_terms import largest_intermediate, torch_energy
-
-        self.dtype = torch.float32 if dtype == np.float32 else torch.float64
-        self.device = torch.device(device)
-        self.n_atoms, self._asked, self.compiled = terms.n_atoms, compiled, False
-        self._invariant = terms.translation_invariant
-        self._energy = torch_energy(terms, self.dtype, self.device)
-        # a dozen intermediates live at once; on CPUs chunks that stay in the second-level cache are fastest
-        budget = memory_mib * 2**20 // (12 * dtype.itemsize * largest_intermediate(terms))
-        cached = 2**20 // (dtype.itemsize * 3 * max(terms.n_atoms, 8)) if self.device.type == "cpu" else 2**16
-        self.chunk = int(max(16, min(budget, cached)) // 16 * 16)
-        self._function = self._energy
-
-    def prepare(self, n: int) -> None:
-        """Compile now if that was asked for, or pays for `n` conformations; falls back to eager with a message."""
-        wanted = self._asked if self._asked is not None else n >= self.COMPILE_FROM
-        if not wanted or self.compiled or self._asked is False:
-            return
-        import torch
-
-        if not has_compiler(str(self.device)):
-            log.warning("torch energies run uncompiled and several times slower: no compiler was found")
-            self._asked = False
-            return
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache()))
-        log.info("compiling the energy function (kept in %s for later runs)", os.environ["TORCHINDUCTOR_CACHE_DIR"])
-        start = time.perf_counter()
-        try:
-            # the limit counts over all systems of a process, which share the code of one function
-            limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-            setattr(torch._dynamo.config, limit, 1024)
-            function = torch.compile(self._energy, dynamic=False, fullgraph=True)
-            x = torch.randn((3, self.n_atoms, self.chunk), dtype=self.dtype, device=self.device)
-            with torch.no_grad():
-                function(x)
-        except Exception as error:  # whatever a compiler or a read-only cache raises: eager gives the same numbers
-            log.warning("torch energies run uncompiled and several times slower: %s", str(error).splitlines()[0])
-            self._asked = False
-            return
-        log.info("compiled in %.1f s", time.perf_counter() - start)
-        self._function, self.compiled = function, True
-
-    def evaluate(self, positions_nm: Any, *, forces: bool) -> tuple[Any, Any]:
-        """See `BatchedSystem.energies_and_forces`."""
-        import torch
-
-        is_tensor = isinstance(positions_nm, torch.Tensor)
-        positions = positions_nm if is_tensor else torch.from_numpy(np.ascontiguousarray(positions_nm))
-        n = len(positions)
-        self.prepare(n)
-        energies = torch.empty(n, dtype=torch.float64, device=self.device)
-        found = torch.empty(positions.shape, dtype=self.dtype, device=self.device) if forces else None
-        for start in range(0, n, self.chunk):
-            block = positions[start : start + self.chunk]
-            x = self._batch_last(block)
-            value, force = self.batch(x, forces=forces)
-            energies[start : start + len(block)] = value[: len(block)].double()
-            if found is not None and force is not None:
-                found[start : start + len(block)] = force[:, :, : len(block)].permute(2, 1, 0)
-        energies = torch.where(torch.isfinite(energies), energies, torch.inf)
-        if is_tensor:
-            device = positions.device
-            return energies.to(device), None if found is None else found.to(device)
-        return energies.cpu().numpy(), None if found is None else found.cpu().numpy()
-
-    def _batch_last(self, block: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        block = block.to(self.device, torch.promote_types(block.dtype, self.dtype))
-        if self._invariant:  # small numbers keep their digits in float32
-            block = block - block.mean(dim=1, keepdim=True, dtype=torch.float64).to(block.dtype)
-        x = block.to(self.dtype).permute(2, 1, 0)
-        if self.compiled and x.shape[2] < self.chunk:  # one shape, compiled once
-            x = torch.cat([x, x[:, :, -1:].expand(-1, -1, self.chunk - x.shape[2])], dim=2)
-        return x.contiguous()
-
-    def batch(self, x: torch.Tensor, *, forces: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Energies (n,) and forces (3, n_atoms, n) of positions (3, n_atoms, n)."""
-        import torch
-
-        if not forces:
-            with torch.no_grad():
-                return self._function(x), None
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            energies = self._function(x)
-            (gradient,) = torch.autograd.grad(energies.sum(), x)
-        return energies.detach(), -gradient
-
-
 def try_batched(system: MolecularSystem, dtype: str = "float64", **options: Any) -> BatchedSystem | None:
     """Return the batched system, or None with a message in the log where a force is not known."""
     try:
         return BatchedSystem(system, dtype, **options)
-    except UnsupportedForce as problem:
+    except InputError as problem:  # a force that is not known, or a formula that only OpenMM can read
         log.warning("%s: the batched engine cannot be used (%s); OpenMM computes instead", system.name, problem)
         return None

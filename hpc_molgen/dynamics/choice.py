@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 
 from hpc_molgen.dynamics.batched import BatchedSystem, try_batched
-from hpc_molgen.dynamics.copies import copies_per_batch
 from hpc_molgen.dynamics.engine import Engine, platform_speeds
 from hpc_molgen.dynamics.langevin import BatchedDynamics
 from hpc_molgen.errors import InputError
@@ -18,7 +17,9 @@ from hpc_molgen.systems.base import MolecularSystem
 
 log = logging.getLogger(__name__)
 BATCHED = "batched"
+TORCH_COPIES = 128
 _chosen: dict[tuple[str, str, int], str] = {}
+_functions: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {}
 
 
 def choose_dynamics(system: MolecularSystem, asked: str, n_copies: int) -> str:
@@ -36,21 +37,28 @@ def choose_dynamics(system: MolecularSystem, asked: str, n_copies: int) -> str:
     InputError
         When "batched" is asked for and a force is not known to the batched engine (the message names it).
     """
+    asked = os.environ.get("HPC_MOLGEN_PLATFORM", "auto") if asked == "auto" else asked
     if asked == BATCHED:
         BatchedSystem(system, "float32")
-        return BATCHED
     if asked != "auto":
         return asked
-    if "HPC_MOLGEN_PLATFORM" in os.environ:
-        return os.environ["HPC_MOLGEN_PLATFORM"]
-    key = (system.key, "dynamics", min(n_copies, copies_per_batch()))
+    key = (system.key, "dynamics", n_copies)
     if key not in _chosen:
         speeds = platform_speeds(system)
         batched = try_batched(system, "float32", threads=1)
         if batched is not None:
-            speeds[BATCHED] = _batched_steps_per_s(batched, system, key[2])
+            speeds[BATCHED] = _batched_steps_per_s(batched, system, min(n_copies, _per_batch(batched)))
         _chosen[key] = _fastest("dynamics", "steps/s of all copies on one core", speeds)
     return _chosen[key]
+
+
+def copies_per_batch(system: MolecularSystem) -> int:
+    """Copies that one worker runs at once: one full vector of the kernel, so that little is lost with a kill; more in torch."""
+    return _per_batch(BatchedSystem(system, "float32"))
+
+
+def _per_batch(batched: BatchedSystem) -> int:
+    return TORCH_COPIES if batched.native is None else batched.native.lanes
 
 
 def _batched_steps_per_s(batched: BatchedSystem, system: MolecularSystem, n: int, measure_s: float = 0.1) -> float:
@@ -67,8 +75,9 @@ def _batched_steps_per_s(batched: BatchedSystem, system: MolecularSystem, n: int
 
 def choose_energies(system: MolecularSystem) -> str:
     """Return "batched" or a platform's name: what evaluates most energies per second on one core, in float64 if batched."""
-    if "HPC_MOLGEN_PLATFORM" in os.environ:
-        return os.environ["HPC_MOLGEN_PLATFORM"]
+    asked = os.environ.get("HPC_MOLGEN_PLATFORM", "auto")
+    if asked != "auto":
+        return asked
     key = (system.key, "energies", 0)
     if key not in _chosen:
         speeds = {name: _energies_per_s(system, name) for name in platform_speeds(system)}
@@ -90,15 +99,26 @@ def _energies_per_s(system: MolecularSystem, name: str, measure_s: float = 0.05)
     return done / elapsed
 
 
-def energy_function(system: MolecularSystem, name: str) -> Callable[[np.ndarray], np.ndarray]:
+def energy_function(system: MolecularSystem, name: str, n_expected: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from positions (n, n_atoms, 3) to reduced energies (n,), float64, of the named engine.
 
-    Energies that are not finite become +inf.
+    Energies that are not finite become +inf. The function is kept for the next call in this process.
+
+    Parameters
+    ----------
+    n_expected : int
+        How many energies will be asked for in all: torch compiles where that pays.
     """
-    if name != BATCHED:
-        return Engine(system, name).reduced_energy
-    batched, kt_kj_mol = BatchedSystem(system, "float64", threads=1), system.kt_kj_mol
-    return lambda positions_nm: np.asarray(batched.energies(positions_nm)) / kt_kj_mol
+    key = (system.key, name)
+    if key not in _functions:
+        if name == BATCHED:
+            batched, kt_kj_mol = BatchedSystem(system, "float64", threads=1), system.kt_kj_mol
+            if batched._torch is not None:
+                batched._torch.prepare(n_expected)
+            _functions[key] = lambda positions_nm: np.asarray(batched.energies(positions_nm)) / kt_kj_mol
+        else:
+            _functions[key] = Engine(system, name).reduced_energy
+    return _functions[key]
 
 
 def _fastest(what: str, unit: str, speeds: dict[str, float]) -> str:

@@ -230,7 +230,8 @@ def platform_speeds(system: MolecularSystem, measure_s: float = 0.1) -> dict[str
 
 def fastest_platform(system: MolecularSystem) -> str:
     """Return OpenMM's platform that makes most steps per second for `system`."""
-    if "HPC_MOLGEN_PLATFORM" in os.environ:
-        return os.environ["HPC_MOLGEN_PLATFORM"]
+    asked = os.environ.get("HPC_MOLGEN_PLATFORM", "auto")
+    if asked not in ("auto", "batched"):  # the batched engine is no platform of OpenMM's
+        return asked
     speeds = platform_speeds(system)
     return max(speeds, key=lambda name: speeds[name])

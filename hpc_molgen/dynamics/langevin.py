@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hpc_molgen import interrupts
 from hpc_molgen.dynamics.batched import BatchedSystem, in_threads, split_copies
 from hpc_molgen.dynamics.terms import Terms
 from hpc_molgen.errors import InputError
@@ -14,6 +15,7 @@ from hpc_molgen.seeding import numpy_generator
 from hpc_molgen.units import BOLTZMANN_KJ_MOL_KELVIN
 
 Observable = Callable[[np.ndarray], np.ndarray]
+BLOCK_STEPS = 200  # of one call of the kernel
 RECENTRE_STEPS = 100  # float32 positions keep their digits near the origin
 TOLERANCE = {"float32": 2e-6, "float64": 1e-8}  # of constrained lengths, relative
 _STIFF_KJ_MOL_NM2 = 4e5  # constraints become bonds this stiff while minimising
@@ -44,7 +46,8 @@ class BatchedDynamics:
     """Langevin-middle dynamics (Zhang et al. 2019, J. Phys. Chem. A 123, 6056) of many copies, each with its own stream.
 
     A copy's random numbers depend on its seed and the number of the step alone, and no operation looks at two copies: in the
-    kernel its trajectory is the same bit for bit whatever other copies run beside it, on any number of threads.
+    kernel its trajectory is the same bit for bit whatever other copies run beside it, on any number of threads. (Torch may
+    round otherwise for another number of copies, and trajectories then part after some picoseconds.)
 
     Parameters
     ----------
@@ -137,14 +140,36 @@ class BatchedDynamics:
             self._v *= np.sqrt(kt / self._kt).astype(self._v.dtype)[:, None, None]
         self._kt = np.array(kt)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that the future depends on, for `restore`."""
+        return {
+            "positions": self._x,
+            "velocities": self._v,
+            "kt": self._kt,
+            "seeds": self._seeds,
+            "n_steps": np.array(self.n_steps),
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> bool:
+        """Go on from a `state` of the same copies; False, and nothing changed, if it is of others."""
+        if not np.array_equal(state["seeds"], self._seeds) or state["positions"].dtype != self._x.dtype:
+            return False
+        self._x, self._v, self._kt = (np.array(state[name]) for name in ("positions", "velocities", "kt"))
+        self.n_steps = int(state["n_steps"])
+        return True
+
     def step(self, n_steps: int) -> None:
-        """Advance all copies by `n_steps`."""
+        """Advance all copies by `n_steps`; Ctrl-C and signals are heard every `BLOCK_STEPS`."""
+        parts = split_copies(len(self), self._lanes, self.batched.threads)
+        for start in range(0, n_steps, BLOCK_STEPS):
+            interrupts.check()
+            size = min(BLOCK_STEPS, n_steps - start)
 
-        def part(rows: slice) -> None:
-            self._advance(self._x[rows], self._v[rows], self._kt[rows], self._seeds[rows], self.n_steps, n_steps)
+            def part(rows: slice, size: int = size) -> None:
+                self._advance(self._x[rows], self._v[rows], self._kt[rows], self._seeds[rows], self.n_steps, size)
 
-        in_threads(part, split_copies(len(self), self._lanes, self.batched.threads))
-        self.n_steps += n_steps
+            in_threads(part, parts)
+            self.n_steps += size
 
     def simulate(
         self,
@@ -154,6 +179,7 @@ class BatchedDynamics:
         observables: Mapping[str, Observable] | None = None,
         coordinates_every: int = 1,
         block: int = 1000,
+        energies: bool = True,
     ) -> Iterator[BatchFrames]:
         """Run and yield `n_frames` frames in blocks.
 
@@ -163,7 +189,10 @@ class BatchedDynamics:
             Each from positions (n, n_atoms, 3) to values (n,), evaluated at every frame.
         coordinates_every : int
             Keep positions of every so many frames (0: none).
+        energies : bool
+            Potential and kinetic energies of every frame; nan where they are not asked for.
         """
+        unknown = np.full(len(self), np.nan)
         functions = dict(observables or {})
         for start in range(0, n_frames, block):
             numbers = range(start, min(start + block, n_frames))
@@ -171,7 +200,8 @@ class BatchedDynamics:
             values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
             for number in numbers:
                 self.step(steps_per_frame)
-                rows.append((self.potential_kj_mol, self.kinetic_kj_mol, self.n_steps * self.timestep_fs * 1e-3))
+                found = (self.potential_kj_mol, self.kinetic_kj_mol) if energies else (unknown, unknown)
+                rows.append((*found, self.n_steps * self.timestep_fs * 1e-3))
                 if coordinates_every and (number + 1) % coordinates_every == 0:
                     kept.append(self._x.astype(np.float32))
                 for name, function in functions.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,22 @@ class ParallelTempering:
         level[rows, b] = np.where(accept, lower, lower + 1)
         self._level = level
         self.dynamics.set_temperature(self.temperatures_kelvin[level].reshape(-1), rescale=True)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that the future depends on, for `restore`."""
+        draws = json.dumps([generator.bit_generator.state for generator in self._generators])
+        own = {"level": self._level, "round": np.array(self._round), "draws": np.array(draws)}
+        return {**self.dynamics.state(), **own, "accepted": self.accepted, "attempted": self.attempted}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> bool:
+        """Go on from a `state` of the same ladders; False, and nothing changed, if it is of others."""
+        if "level" not in state or state["level"].shape != self._level.shape or not self.dynamics.restore(state):
+            return False
+        self._level, self._round = np.array(state["level"]), int(state["round"])
+        self.accepted, self.attempted = np.array(state["accepted"]), np.array(state["attempted"])
+        for generator, draws in zip(self._generators, json.loads(str(state["draws"])), strict=True):
+            generator.bit_generator.state = draws
+        return True
 
     def run(self, n_swaps: int) -> None:
         """Run `n_swaps` rounds, the swap after each, without recording."""

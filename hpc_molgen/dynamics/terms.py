@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GB_OFFSET_NM = 0.009  # dielectric offset of the OBC model (Onufriev, Bashford, Case 2004, Proteins 55, 383)
 PROBE_NM = 0.14  # radius of the solvent probe in the ACE surface term (Schaefer, Bartels, Karplus 1998, J. Mol. Biol. 284, 835)
+MAX_ATOMS = 3000
 _SILENT = ("CMMotionRemover", "MonteCarloBarostat", "AndersenThermostat")
 
 
@@ -207,6 +208,11 @@ def read_terms(system: openmm.System) -> Terms:
         does not know; the message names it.
     """
     n_atoms = system.getNumParticles()
+    for force in system.getForces():
+        if type(force).__name__ not in _SILENT:
+            _require_no_box(force)
+    if n_atoms > MAX_ATOMS:
+        raise UnsupportedForce(f"the System has {n_atoms} atoms; the batched engine, which treats all pairs, takes {MAX_ATOMS}")
     if any(system.isVirtualSite(index) for index in range(n_atoms)):
         raise UnsupportedForce("the System has virtual sites")
     found = _Collector(n_atoms)
@@ -215,7 +221,6 @@ def read_terms(system: openmm.System) -> Terms:
         if kind in _SILENT:  # no energy of their own
             continue
         if kind in _READERS:
-            _require_no_box(force)
             _READERS[kind](force, found)
         else:
             from hpc_molgen.dynamics.custom.terms import read_custom

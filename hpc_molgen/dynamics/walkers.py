@@ -11,8 +11,8 @@ from openmm import OpenMMException
 
 from hpc_molgen.config import ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
-from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
-from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, copies_per_batch, simulate_copies, simulate_ladders
+from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
+from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, simulate_copies, simulate_ladders
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
 from hpc_molgen.dynamics.modified import TorsionBias
@@ -102,14 +102,17 @@ def _simulate_batch(tasks: list[WalkerTask], attempt: int) -> str:
     seeds = [_seed(task, attempt) for task in tasks]
     protocol = _protocol(first)
     starts, hotter = [task.start_nm for task in tasks], first.config.tempering_kelvin
+    checkpoint = first.path.with_name(f"checkpoint-{first.walker:04d}-{len(tasks)}.npz")
     if hotter:
-        copies, engine = simulate_ladders(first.system, starts, seeds, protocol, hotter, first.config.swap_every_ps)
+        swap_ps = first.config.swap_every_ps
+        run = simulate_ladders(first.system, starts, seeds, protocol, hotter, swap_ps, checkpoint)
     else:
-        copies, engine = simulate_copies(first.system, starts, seeds, protocol, first.bias)
-    spent = {"cpu_s": watch.cpu_s / len(tasks), "wall_s": watch.wall_s / len(tasks)}
-    for task, seed, copy in zip(tasks, seeds, copies, strict=True):
+        run = simulate_copies(first.system, starts, seeds, protocol, first.bias, checkpoint)
+    n = len(tasks)
+    spent = {"cpu_s": (watch.cpu_s + run.earlier_cpu_s) / n, "wall_s": (watch.wall_s + run.earlier_wall_s) / n}
+    for task, seed, copy in zip(tasks, seeds, run.copies, strict=True):
         if copy.finite:
-            _write(task, seed, copy, engine, spent)
+            _write(task, seed, copy, run.engine, spent)
     return "positions or energies are not finite"
 
 
@@ -174,7 +177,7 @@ def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, 
     if config.trajectories:
         return plan_imports(system, config, directory)
     tasks = plan_walkers(system, config, seed, directory)
-    size = max(1, copies_per_batch() // (1 + len(config.tempering_kelvin))) if tasks[0].platform == BATCHED else 1
+    size = max(1, copies_per_batch(system) // (1 + len(config.tempering_kelvin))) if tasks[0].platform == BATCHED else 1
     return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
 
 

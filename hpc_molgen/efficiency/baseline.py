@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
 
 REPEATS = 5
+GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
 MAX_BLOCK_S = 1.0  # of one repeat: a box of water must not hold the report up
 
 
@@ -121,15 +122,15 @@ class _Mover:
 
     def _prepare_batched(self, system: MolecularSystem, seed: int) -> None:
         from hpc_molgen.dynamics.batched import BatchedSystem
-        from hpc_molgen.dynamics.copies import copies_per_batch
+        from hpc_molgen.dynamics.choice import copies_per_batch
         from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
         from hpc_molgen.dynamics.modified import modified_system
 
         changed = modified_system(
             system, constraints=self.protocol.constraints, hydrogen_mass_amu=self.protocol.hydrogen_mass_amu
         )
-        self.n_copies = 2 * copies_per_batch()
         batched = BatchedSystem(changed, "float32", threads=1)
+        self.n_copies = 2 * copies_per_batch(system)
         start, _ = minimise(batched, np.repeat(system.positions_nm[None], self.n_copies, axis=0), max_iterations=200)
         seeds = [derive_seed(seed, "copy", copy) for copy in range(self.n_copies)]
         dynamics = BatchedDynamics(
@@ -140,22 +141,28 @@ class _Mover:
     def choose_length(self, wanted: int) -> None:
         """Set the steps of one repeat: `wanted` over all copies, fewer where these would take longer than `MAX_BLOCK_S`."""
         done, start = 0, time.perf_counter()
-        while time.perf_counter() - start < 0.05 * MAX_BLOCK_S:
-            self._step(10)
+        while time.perf_counter() - start < 0.05 * MAX_BLOCK_S and not self.broken:
+            self._try(10)
             done += 10
         per_s = done / (time.perf_counter() - start)
         self.n_steps = max(10, min(-(-wanted // self.n_copies), int(per_s * MAX_BLOCK_S)))
 
-    def measure(self) -> None:
-        """Run one repeat; one that blows up (a long time step on a strained molecule) marks the protocol as broken."""
-        watch = Stopwatch()
+    def _try(self, n_steps: int) -> None:
+        """Advance; what blows up (a long time step on a strained molecule) marks the protocol as broken."""
         try:
-            self._step(self.n_steps)
+            self._step(n_steps)
         except Exception as error:  # OpenMMException, without importing openmm here
             if type(error).__name__ != "OpenMMException":
                 raise
             self.broken = True
-        seconds = watch.wall_s if self.platform in ("CUDA", "HIP", "OpenCL") else watch.cpu_s
+
+    def measure(self) -> None:
+        """Run one repeat."""
+        if self.broken:
+            return
+        watch = Stopwatch()
+        self._try(self.n_steps)
+        seconds = watch.wall_s if self.platform in GPU_PLATFORMS else watch.cpu_s
         self.found.append(self.n_copies * self.n_steps * self.protocol.timestep_fs * 1e-6 / max(seconds, 1e-9))
         self.broken |= not np.isfinite(self._positions()).all()
 
@@ -170,12 +177,12 @@ def measure_speeds(system: MolecularSystem, config: RunConfig) -> list[Speed]:
     from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
     from hpc_molgen.dynamics.engine import fastest_platform
 
-    asked = config.reference.platform
+    asked = BATCHED if config.reference.tempering_kelvin else config.reference.platform
     own = choose_dynamics(system, asked, config.reference.n_walkers)
     engines = [own]
     if own == BATCHED:
         engines.append(fastest_platform(system))
-    elif asked == "auto" and try_batched(system, "float32") is not None:
+    elif try_batched(system, "float32") is not None:
         engines.append(BATCHED)
     movers = [
         _Mover(system, protocol, engine, derive_seed(config.seed, "baseline", number))

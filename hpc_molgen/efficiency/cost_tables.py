@@ -48,6 +48,7 @@ def speed_table(speeds: list[Speed]) -> Table:
         [
             s.protocol.label,
             s.platform,
+            f"{s.steps_per_repeat:,}",
             f"{s.mean * 86400:,.0f} ± {number(s.spread * 86400, 2)}",
             number(s.mean),
             f"{s.mean / speeds[0].mean:.2f}",
@@ -55,11 +56,11 @@ def speed_table(speeds: list[Speed]) -> Table:
         for s in speeds
     ]
     note = (
-        f"Mean ± standard deviation of {len(speeds[0].ns_per_cpu_s)} interleaved repeats of {speeds[0].steps_per_repeat:,} "
-        f"steps, one core, measured when this report "
-        "was written."
+        f"Mean ± standard deviation of {len(speeds[0].ns_per_cpu_s)} interleaved repeats of so many steps (of all copies), one "
+        "core, measured when this report was written. batched: many copies at once, their lengths added up. On GPUs: per "
+        "second of the GPU."
     )
-    columns = ("protocol", "platform", "ns/day/core", "ns per CPU s", "relative")
+    columns = ("protocol", "platform", "steps", "ns/day/core", "ns per CPU s", "relative")
     return Table("Speed of MD on this machine", columns, rows, note, (0, 1))
 
 

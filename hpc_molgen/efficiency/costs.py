@@ -57,7 +57,7 @@ class CostBook:
     sampling, energies : float
         Drawing all samples with ln q; their energies.
     simulated_ns, production_ns : float
-        Of all walkers, equilibration included or not; 0 for imported trajectories.
+        Of all walkers (of parallel tempering: all temperatures), equilibration included or not; 0 for imported trajectories.
     """
 
     stages: tuple[StageCost, ...]

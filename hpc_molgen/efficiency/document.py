@@ -93,7 +93,7 @@ def sections(run: Run, results: Results) -> list[Section]:
         _divergences(results),
         _energies_and_weights(results),
         _structures(results),
-        _costs(results),
+        _costs(run, results),
         _training(run, results),
         _farm(run, results),
     ]
@@ -202,7 +202,7 @@ def _structures(results: Results) -> Section:
     return Section("Structures", (), (), (tables.structures(results.evidence.diagnostics, results.evidence.structures),))
 
 
-def _costs(results: Results) -> Section:
+def _costs(run: Run, results: Results) -> Section:
     evidence, passed = results.evidence, results.verdict.gate_passed
     shown = [cost_tables.stage_table(results.costs), cost_tables.speed_table(results.speeds)]
     text, pictures = [_plain_words(results.plain, evidence)], []
@@ -215,10 +215,12 @@ def _costs(results: Results) -> Section:
             "and right differ in what counts as effective. Bands: 95 % intervals; "
             "n*: break-even; n₀: what the training data already hold; drawn: what this run drew."
         )))  # fmt: skip
+        tempered = bool(run.config.reference.tempering_kelvin)
+        others = "Other enhanced sampling was" if tempered else "Parallel tempering and other enhanced sampling were"
         text.append(
             "The MD that competes is the reference MD of this run (its effective samples are measured) at the speed of the "
-            "fastest protocol and engine below, many copies at once where the batched engine knows the forces. Parallel "
-            "tempering and other enhanced sampling were not run: a better MD may exist."
+            "fastest protocol and engine below, many copies at once where the batched engine knows the forces; data, "
+            f"validation and equilibration stay at what this run paid. {others} not run: a better MD may exist."
         )
         text.append("Bias scan and process start are needed by both sides and enter neither.")
     else:
@@ -283,10 +285,11 @@ def _farm(run: Run, results: Results) -> Section | None:
         )
     ]
     if results.tica_lag:
+        kind = "biased MD" if results.evidence.is_biased else "parallel tempering"
         bias = (
-            " The reference frames come from biased MD and are fitted as they are: the components show slow directions, "
+            f" The reference frames come from {kind} and are fitted as they are: the components show slow directions, "
             "their time scales mean nothing."
-            if results.evidence.is_biased
+            if results.evidence.is_biased or run.config.reference.tempering_kelvin
             else ""
         )
         pictures.append(Picture("tica", (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_molgen.efficiency.baseline import Speed, rule_of_three
+from hpc_molgen.efficiency.baseline import GPU_PLATFORMS, Speed, rule_of_three
 from hpc_molgen.efficiency.costs import CostBook, Marginal, Scenario, marginal_cost, scenarios
 from hpc_molgen.efficiency.verdict import Z_LIMIT
 
@@ -158,10 +158,16 @@ def _contest(
     production_ns: float,
 ) -> Contest:
     prices = {}
+    spent_on_md = costs.data + costs.validation - costs.equilibration
     if costs.production_ns > 0:  # imported trajectories have no cost of their own here
-        prices["as run"] = marginal_cost(costs.data + costs.validation - costs.equilibration, md.n_effective, md.replicates)
+        prices["as run"] = marginal_cost(spent_on_md, md.n_effective, md.replicates)
     for speed in speeds:
-        prices[speed.label] = marginal_cost(production_ns / speed.mean, md.n_effective, md.replicates)
+        cpu_s = production_ns / speed.mean
+        if speed.platform in GPU_PLATFORMS:  # measured in seconds of a GPU: comparable with a reference from it alone
+            if speeds[0].platform not in GPU_PLATFORMS or costs.production_ns == 0:
+                continue
+            cpu_s = spent_on_md * speeds[0].mean / speed.mean
+        prices[speed.label] = marginal_cost(cpu_s, md.n_effective, md.replicates)
     best = min(prices, key=lambda label: prices[label].value)
     surrogate = marginal_cost(costs.sampling + costs.energies, *drawn)
     # what the surrogate took is known; how many effective samples that was, and what MD would have taken for them, is not

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from hpc_molgen.structures import read_pdb_positions
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.forcefield import solvate
 from hpc_molgen.workers import Stopwatch
+
+if TYPE_CHECKING:
+    from hpc_molgen.dynamics.copies import CopyProtocol
 
 MAX_ATTEMPTS = 3
 
@@ -103,27 +106,37 @@ def run_batch(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:
     return [records[replica.index] for replica in replicas]
 
 
-def _simulate_batch(replicas: list[Replica], starts: dict[int, np.ndarray], attempt: int) -> dict[int, ReplicaRecord]:
-    """Run and write replicas; return the records of those that did not blow up."""
-    from hpc_molgen.dynamics.copies import CopyProtocol, simulate_copies
+def _protocol(replica: Replica) -> CopyProtocol:
+    from hpc_molgen.dynamics.copies import CopyProtocol
 
-    config, solute, watch = replicas[0].config, replicas[0].system, Stopwatch()
-    protocol = CopyProtocol(
+    config = replica.config
+    return CopyProtocol(
         timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps, constraints=config.constraints,
         minimise_iterations=config.minimise_iterations, equilibration_ps=config.equilibration_ps,
         production_ps=config.production_ps, save_every_ps=config.save_every_ps,
-        temperature_kelvin=config.temperature_kelvin or solute.temperature_kelvin,
+        temperature_kelvin=config.temperature_kelvin or replica.system.temperature_kelvin,
     )  # fmt: skip
+
+
+def _simulate_batch(replicas: list[Replica], starts: dict[int, np.ndarray], attempt: int) -> dict[int, ReplicaRecord]:
+    """Run and write replicas; return the records of those that did not blow up."""
+    from hpc_molgen.dynamics.copies import simulate_copies
+
+    solute, watch = replicas[0].system, Stopwatch()
+    protocol = _protocol(replicas[0])
     seeds = [derive_seed(replica.seed, "farm", replica.index, attempt) for replica in replicas]
-    copies, engine = simulate_copies(solute, [starts[replica.index] for replica in replicas], seeds, protocol)
-    spent = {"cpu_s": watch.cpu_s / len(replicas), "wall_s": watch.wall_s / len(replicas)}
+    checkpoint = replicas[0].path.with_name(f"checkpoint-{replicas[0].index:05d}-{len(replicas)}.npz")
+    found = [starts[replica.index] for replica in replicas]
+    run = simulate_copies(solute, found, seeds, protocol, checkpoint=checkpoint)
+    n = len(replicas)
+    spent = {"cpu_s": (watch.cpu_s + run.earlier_cpu_s) / n, "wall_s": (watch.wall_s + run.earlier_wall_s) / n}
     records = {}
-    for replica, seed, copy in zip(replicas, seeds, copies, strict=True):
+    for replica, seed, copy in zip(replicas, seeds, run.copies, strict=True):
         if not copy.finite:
             continue
         values = {
             "attempts": attempt, "minimised_kj_mol": copy.minimised_kj_mol, "simulated_ns": protocol.simulated_ns, **spent,
-            "platform": engine, "simulated_atoms": solute.n_atoms, "energy_function": solute.description,
+            "platform": run.engine, "simulated_atoms": solute.n_atoms, "energy_function": solute.description,
         }  # fmt: skip
         _write(replica, seed, copy.positions_nm, copy.potential_kj_mol, copy.time_ps, values)
         records[replica.index] = _record(replica, values, attempt)
@@ -164,17 +177,13 @@ def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
     engine.set_positions(positions)
     minimised = engine.minimise(config.minimise_iterations) if config.minimise_iterations else float("nan")
     engine.set_positions(engine.positions_nm, draw_velocities=True)
-    steps_per_ps = 1e3 / config.timestep_fs
-    engine.step(round(config.equilibration_ps * steps_per_ps))
-    steps_per_frame = max(1, round(config.save_every_ps * steps_per_ps))
-    n_frames = max(1, round(config.production_ps * steps_per_ps / steps_per_frame))
-    frames = list(engine.simulate(n_frames, steps_per_frame, n_atoms=solute.n_atoms))
+    protocol = _protocol(replica)
+    engine.step(protocol.equilibration_steps)
+    frames = list(engine.simulate(protocol.n_frames, protocol.steps_per_frame, n_atoms=solute.n_atoms))
     values = {
         "attempts": attempt,
         "minimised_kj_mol": minimised,
-        "simulated_ns": (n_frames * steps_per_frame + round(config.equilibration_ps * steps_per_ps))
-        * config.timestep_fs
-        * 1e-6,
+        "simulated_ns": protocol.simulated_ns,
         "cpu_s": watch.cpu_s,
         "wall_s": watch.wall_s,
         "platform": engine.platform,

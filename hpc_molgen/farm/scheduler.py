@@ -22,17 +22,10 @@ def plan_replicas(run: Run) -> list[tuple[Replica, ...]]:
 
     The plan depends on files, configuration and the machine's engine alone, so every number of ranks runs the same replicas.
     """
-    from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics
-    from hpc_molgen.dynamics.copies import copies_per_batch
-
     config = run.config.farm
     rows = read_manifest(run.path("correct", "pdb"), run.system)
     n = min(config.n_replicas, len(rows))
-    platform: str = config.platform
-    if config.solvent == "same":  # a solvated box exists only within its replica, which measures itself
-        asked = platform
-        platform = run.workers.from_root(lambda: choose_dynamics(run.system, asked, n))
-    size = copies_per_batch() if platform == BATCHED else 1
+    platform, size = run.workers.from_root(lambda: _engine(run, n))  # one plan, whatever processors the ranks run on
     replicas = [
         Replica(
             index=index,
@@ -46,6 +39,17 @@ def plan_replicas(run: Run) -> list[tuple[Replica, ...]]:
         for index in range(n)
     ]
     return [tuple(replicas[start : start + size]) for start in range(0, n, size)]
+
+
+def _engine(run: Run, n: int) -> tuple[str, int]:
+    """Return who runs the replicas, and how many of them at once."""
+    from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
+
+    config = run.config.farm
+    if config.solvent != "same":  # a solvated box exists only within its replica, which measures itself
+        return config.platform, 1
+    platform = choose_dynamics(run.system, config.platform, n)
+    return platform, copies_per_batch(run.system) if platform == BATCHED else 1
 
 
 def run_replicas(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpc_molgen.config import ReferenceConfig
-from hpc_molgen.dynamics import bias, walkers
+from hpc_molgen.dynamics import bias, copies, walkers
 from hpc_molgen.dynamics.engine import Engine, available_platforms, fastest_platform
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import HpcMolgenError, InputError
@@ -143,3 +146,52 @@ def test_tempering_gives_the_energies_of_its_lowest_temperature(alanine: Molecul
     error = np.hypot(ladders.std(ddof=1), plain.std(ddof=1)) / np.sqrt(48)
     assert abs(ladders.mean() - plain.mean()) < 5 * error
     assert error < 0.3  # kT: the copies above 300 K are some 5 kT away, so a swap gone wrong would show
+
+
+def run_with_checkpoints(tasks: tuple[walkers.WalkerTask, ...]) -> None:
+    copies.CHECKPOINT_S = 0.2
+    walkers.run_walkers(tasks)
+
+
+@pytest.mark.parametrize("settings", [{"bias_torsion": "phi"}, {"tempering_kelvin": (360.0, 430.0)}], ids=["bias", "tempering"])
+def test_a_killed_batch_goes_on_with_the_same_bits(
+    alanine: MolecularSystem, tmp_path: Path, settings: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    length = {"production_ps": 120 if "bias_torsion" in settings else 40, **settings}
+    whole = walkers.run_walkers(batch_of(alanine, tmp_path / "whole", **length))
+    tasks = batch_of(alanine, tmp_path / "killed", **length)
+    process = multiprocessing.get_context("spawn").Process(target=run_with_checkpoints, args=(tasks,))
+    process.start()
+    deadline = time.monotonic() + 120
+    while process.is_alive() and not list((tmp_path / "killed").glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert list((tmp_path / "killed").glob("checkpoint-*")) and not list((tmp_path / "killed").glob("walker-*"))
+    with caplog.at_level(logging.INFO):
+        again = walkers.run_walkers(tasks)
+    assert "goes on after" in caplog.text
+    assert not list((tmp_path / "killed").glob("checkpoint-*"))
+    for one, other in zip(whole, again, strict=True):
+        assert np.array_equal(read_ensemble(one, alanine).positions_nm, read_ensemble(other, alanine).positions_nm)
+    # what the killed process spent is counted
+    assert walkers.walker_costs(again)[0]["cpu_s"] > 0.05
+
+
+def test_a_damaged_checkpoint_starts_the_batch_again(
+    alanine: MolecularSystem, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = batch_of(alanine, tmp_path)
+    tmp_path.joinpath("checkpoint-0000-4.npz").write_bytes(b"PK\x03\x04 torn off")
+    assert len(walkers.run_walkers(tasks)) == 4
+    assert "checkpoint-0000-4.npz: damaged" in caplog.text
+
+
+def test_swaps_fit_between_frames() -> None:
+    def protocol(save_every_ps: float) -> copies.CopyProtocol:
+        return copies.CopyProtocol(1.0, 1.0, "none", 0, 0.0, 1.0, save_every_ps, 300.0)
+
+    assert copies.swaps_per_frame(protocol(0.2), 0.1) == 2
+    assert copies.swaps_per_frame(protocol(0.1), 0.04) == 2  # 50 steps each: 40 do not divide 100
+    assert copies.swaps_per_frame(protocol(0.05), 1.0) == 1
+    assert copies.swaps_per_frame(protocol(1.1), 0.1) == 11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from openmm import app, unit
 from scipy import stats
 
 from hpc_molgen.config import SystemConfig
-from hpc_molgen.dynamics import batched as batched_module
+from hpc_molgen.dynamics import kernel, torch_energies
 from hpc_molgen.dynamics.batched import BatchedSystem, split_copies, try_batched
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.dynamics.kernel import NativeMolecule, built_variants, load_library
@@ -452,20 +452,11 @@ def test_wrong_arguments_are_named(alanine: MolecularSystem, backend: str) -> No
 # which kernel
 
 
-@pytest.fixture
-def fresh_library() -> Iterator[None]:
-    """Forget which variant was loaded, before and after."""
-    load_library.cache_clear()
-    yield
-    load_library.cache_clear()
-
-
 def test_without_the_kernel_torch_computes(
-    alanine: MolecularSystem, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch, fresh_library: None
+    alanine: MolecularSystem, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = BatchedSystem(alanine).energies(frames)
     monkeypatch.setenv("HPC_MOLGEN_KERNEL", "none")
-    load_library.cache_clear()
     assert built_variants() == []
     with pytest.raises(EnvironmentProblem, match="not built"):
         load_library()
@@ -479,9 +470,7 @@ def test_without_the_kernel_torch_computes(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_better_variants_can_be_left_out(
-    alanine: MolecularSystem, monkeypatch: pytest.MonkeyPatch, fresh_library: None, variant: str
-) -> None:
+def test_better_variants_can_be_left_out(alanine: MolecularSystem, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
     require(variant)
     before = BatchedSystem(alanine, backend="kernel")  # one that came earlier in the same process
     monkeypatch.setenv("HPC_MOLGEN_KERNEL", variant)
@@ -588,7 +577,7 @@ def test_deviates_of_all_blocks_and_copies_differ() -> None:
 # torch.compile
 
 
-@pytest.mark.skipif(not batched_module.has_compiler("cpu"), reason="no C++ compiler: torch.compile cannot work")
+@pytest.mark.skipif(not torch_energies.has_compiler("cpu"), reason="no C++ compiler: torch.compile cannot work")
 def test_compiled_energies_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)  # or it compiles a test of each instruction set
@@ -615,7 +604,7 @@ def test_compiled_energies_are_the_same(tmp_path: Path, monkeypatch: pytest.Monk
 def test_without_a_compiler_torch_stays_eager(
     alanine: MolecularSystem, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(batched_module, "has_compiler", lambda _device: False)
+    monkeypatch.setattr(torch_energies, "has_compiler", lambda _device: False)
     batched = BatchedSystem(alanine, backend="torch", compiled=True)
     with caplog.at_level(logging.WARNING):
         energies = batched.energies(frames)
@@ -717,3 +706,23 @@ def test_unit_of_mass_and_length_of_the_terms(alanine: MolecularSystem) -> None:
     assert terms.masses_amu.sum() == pytest.approx(sum(masses))
     assert sorted(terms.masses_amu)[:12] == pytest.approx([3.0] * 12)
     assert ((terms.constraint_lengths_nm > 0.1) & (terms.constraint_lengths_nm < 0.11)).all()
+
+
+def test_a_damaged_or_foreign_kernel_library_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that does not load, and one whose structures differ from those of the Python code (an old build)."""
+    real = kernel._library_path
+    (tmp_path / "torn.so").write_bytes(b"no library")
+    monkeypatch.setattr(kernel, "_library_path", lambda _variant: tmp_path / "torn.so")
+    kernel._open.cache_clear()
+    assert built_variants() == []
+    assert "torn.so cannot be used" in caplog.text
+    monkeypatch.setattr(kernel, "_library_path", real)
+    monkeypatch.setattr(kernel, "_DynamicsArrays", kernel._TermArrays)
+    kernel._open.cache_clear()
+    assert built_variants() == []
+    if any(real(variant) for variant in VARIANTS):
+        assert "built from other sources" in caplog.text
+    monkeypatch.undo()
+    kernel._open.cache_clear()

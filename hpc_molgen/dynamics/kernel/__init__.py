@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import platform
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -15,6 +16,7 @@ import numpy as np
 from hpc_molgen.dynamics.terms import GB_OFFSET_NM, PROBE_NM, Terms
 from hpc_molgen.errors import EnvironmentProblem
 
+log = logging.getLogger(__name__)
 # best first; the flags of /proc/cpuinfo that a processor needs to run it (the compiler's x86-64-v4 and x86-64-v3)
 _VARIANTS = {
     "avx512": {"avx512f", "avx512dq", "avx512vl", "avx512bw", "avx512cd", "avx2", "fma", "bmi2"},
@@ -49,6 +51,7 @@ class _DynamicsArrays(ctypes.Structure):
     ]  # fmt: skip
 
 
+@functools.cache
 def _processor_flags() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -67,7 +70,7 @@ def built_variants() -> list[str]:
     if limit not in names:
         return []
     flags = _processor_flags() if platform.machine() in ("x86_64", "AMD64") else set()
-    return [name for name in names[names.index(limit) :] if _VARIANTS[name] <= flags and _library_path(name) is not None]
+    return [name for name in names[names.index(limit) :] if _VARIANTS[name] <= flags and _open(name) is not None]
 
 
 def _library_path(variant: str) -> Path | None:
@@ -76,6 +79,23 @@ def _library_path(variant: str) -> Path | None:
 
 
 @functools.cache
+def _open(variant: str) -> ctypes.CDLL | None:
+    """Open a variant; None, with a warning, where it is damaged, of another machine or of other sources than this file."""
+    path = _library_path(variant)
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        library.hm_layout.restype = ctypes.c_int64
+        matches = library.hm_layout() == 1000 * ctypes.sizeof(_TermArrays) + ctypes.sizeof(_DynamicsArrays)
+    except (OSError, AttributeError) as error:
+        log.warning("%s cannot be used (%s): install this package again where it runs", path, error)
+        return None
+    if not matches:
+        log.warning("%s was built from other sources: install this package again", path)
+    return library if matches else None
+
+
 def load_library(variant: str | None = None) -> ctypes.CDLL:
     """Load a variant of the kernel, the best that runs here by default.
 
@@ -85,12 +105,11 @@ def load_library(variant: str | None = None) -> ctypes.CDLL:
         When none was built (the package was installed where there is no C++ compiler).
     """
     variants = [variant] if variant else built_variants()
-    path = _library_path(variants[0]) if variants else None
-    if path is None:
+    library = _open(variants[0]) if variants else None
+    if library is None:
         raise EnvironmentProblem(
             "the C++ kernel of the batched engine is not built: install a C++ compiler and then this package again"
         )
-    library = ctypes.CDLL(str(path))
     for suffix in ("f32", "f64"):
         getattr(library, f"hm_create_{suffix}").restype = ctypes.c_void_p
         getattr(library, f"hm_destroy_{suffix}").restype = None

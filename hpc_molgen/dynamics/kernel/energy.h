@@ -5,7 +5,7 @@
 
 #include "simd.h"
 
-// what Python hands over; see kernel.py
+// what Python hands over; see __init__.py
 struct TermArrays {
     int64_t n_atoms, n_bonds, n_angles, n_torsions, n_max, has_pairs, has_born;
     const int32_t *bonds, *angles, *torsions;

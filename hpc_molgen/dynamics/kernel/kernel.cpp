@@ -1,4 +1,4 @@
-// The C interface of the kernel, for ctypes (see native.py): copies arrive as (copy, atom, axis) and are turned into lanes here.
+// The C interface of the kernel, for ctypes (see __init__.py beside this): copies arrive as (copy, atom, axis) and are turned into lanes here.
 #include <cstddef>
 
 #include "dynamics.h"
@@ -27,7 +27,6 @@ template <typename T> void store(const Molecule<T> &m, T *to, const typename Lan
         for (int k = 0; k < n; ++k) to[(first + lane) * n + k] = lanes[(size_t)k * W + lane];
 }
 
-// all arrays are of the copies `begin` to `end` of `n_copies`
 template <typename T, typename Input>
 void energies(const Molecule<T> &m, const Input *positions, int64_t n_copies, double *energy, T *force) {
     constexpr int W = Lanes<T>::W;
@@ -88,7 +87,9 @@ void run(const Molecule<T> &m, const DynamicsArrays &arrays, T *positions, T *ve
 extern "C" {
 HM_INTERFACE(f32, float)
 HM_INTERFACE(f64, double)
-// n_lanes x 4 deviates of one counter: for the tests of the random stream
+// tells a library that was built from other sources than the Python code that calls it
+HM_EXPORT int64_t hm_layout() { return 1000 * sizeof(TermArrays) + sizeof(DynamicsArrays); }
+// one block of the generator: for the tests of the random stream
 HM_EXPORT void hm_threefry(const uint32_t *counter, const uint32_t *key, uint32_t *out) {
     typedef Counter<4>::U U;
     U x[4], k[4];
