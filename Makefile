@@ -52,6 +52,8 @@ slurm-packages:
 	    >/dev/null 2>&1 || echo "SKIPPED: Slurm could not be installed; tests/slurm will be skipped"; \
 	else echo "SKIPPED: Slurm is absent and may not be installed here; tests/slurm will be skipped"; fi
 
+# two files at once: many tests wait for a process; a file stays in one process, so there is one Slurm cluster
+PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(VENV)/.test slurm-packages
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 

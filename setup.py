@@ -6,7 +6,7 @@ from setuptools import Extension, find_packages, setup
 
 MPI = ["mpi4py>=4.0", "mpich>=4.2"]
 SLURM = ["submitit>=1.5"]
-TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "arviz-stats>=0.6", "psutil>=5.9"]
+TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "arviz-stats>=0.6", "psutil>=5.9"]
 
 # The kernel of the batched engine, once for each level of x86-64; the best that the processor knows is chosen at run time,
 # so that an image or a shared environment serves every node of a cluster. Without a C++ compiler the package installs all

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpc_molgen import interrupts
 from hpc_molgen.dynamics.batched import BatchedSystem, in_threads, split_copies
+from hpc_molgen.dynamics.kernel import NativeIntegrator
 from hpc_molgen.dynamics.terms import Terms
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import numpy_generator
@@ -92,7 +93,7 @@ class BatchedDynamics:
         recentre = RECENTRE_STEPS if centred else 0
         if batched.native is not None:
             constraints = terms.constraints, terms.constraint_lengths_nm
-            self._advance = batched.native.integrator(terms.masses_amu, *constraints, *settings, recentre).run
+            self._advance = NativeIntegrator(batched.native, terms.masses_amu, *constraints, *settings, recentre).run
             self._lanes = batched.native.lanes
         else:
             from hpc_molgen.dynamics.torch_langevin import TorchIntegrator

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hpc_molgen.dynamics.kernel import built_variants
-from hpc_molgen.efficiency.suites.tempering import core_passages, free_energy
+from hpc_molgen.efficiency.suites.tempering import free_energy
 from hpc_molgen.workers import available_cores
 from tests.conftest import CommandLine
 
@@ -110,7 +110,7 @@ def test_tempering(command: CommandLine, tmp_path: Path) -> None:
     assert "full passages" in (tmp_path / "tempering-smoke.md").read_text()
 
 
-def test_free_energy_and_passages_of_known_series() -> None:
+def test_free_energy_of_known_shares() -> None:
     inside, total = np.array([0.1, 0.2, 0.3]), np.ones(3)
     found = free_energy(inside, total)
     assert found["value"] == pytest.approx(np.log(4))
@@ -120,5 +120,3 @@ def test_free_energy_and_passages_of_known_series() -> None:
     assert found["half_width"] == pytest.approx(4.302653 * error, rel=1e-6)
     assert free_energy(5 * inside, 5 * total) == pytest.approx(found)  # weights have no scale
     assert free_energy(np.zeros(3), total)["value"] is None
-    degrees = np.array([[-80, -80], [0, 60], [60, 20], [20, 60], [-80, 170], [-80, -80]])
-    assert core_passages(np.radians(degrees)) == 4  # two of each copy; a brush with the border is none

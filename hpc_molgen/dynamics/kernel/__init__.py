@@ -178,19 +178,6 @@ class NativeMolecule:
             )  # fmt: skip
         return energies
 
-    def integrator(
-        self,
-        masses_amu: np.ndarray,
-        constraints: np.ndarray,
-        lengths_nm: np.ndarray,
-        timestep_ps: float,
-        friction_per_ps: float,
-        tolerance: float,
-        recentre: int,
-    ) -> NativeIntegrator:
-        """Return an integrator of this molecule."""
-        return NativeIntegrator(self, masses_amu, constraints, lengths_nm, timestep_ps, friction_per_ps, tolerance, recentre)
-
 
 class NativeIntegrator:
     """Langevin-middle steps of many copies in the kernel (see dynamics.h)."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hpc_molgen.config import SurrogateConfig, SystemConfig, TrainConfig
 from hpc_molgen.efficiency.suites.published_ddpm import PublishedDdpm, PublishedSettings, choose_bandwidth, kernel_samples
 from hpc_molgen.efficiency.suites.ramachandran_scores import Draw, Reference, ramachandran_record
 from hpc_molgen.efficiency.suites.record import Costs
+from hpc_molgen.efficiency.suites.rounds import one_thread
 from hpc_molgen.efficiency.suites.torsion_series import SeriesSettings, WalkerSeries, torsion_series
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
@@ -105,7 +105,7 @@ def ramachandran(size: str, out: Path, seed: int) -> dict[str, Any]:
     if size not in SIZES:
         raise InputError(f"the suite 'ramachandran' has no size '{size}'; it has: {', '.join(SIZES)}")
     settings, costs = SIZES[size], Costs()
-    with _one_thread():
+    with one_thread():
         reference = reference_halves(settings, out, seed, costs)
         draws = kernel_draws(settings, reference, seed, costs)
         draws += published_draws(settings, reference, seed, costs)
@@ -114,17 +114,6 @@ def ramachandran(size: str, out: Path, seed: int) -> dict[str, Any]:
     config = {**dataclasses.asdict(settings), "system": SystemConfig().model_dump()}
     config |= {"surrogate": settings.surrogate.model_dump(), "train": settings.train.model_dump()}
     return {**ramachandran_record(reference, draws, settings.n_samples, settings.n_thinnings, seed, costs), "config": config}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch: CPU seconds of methods that thread differently would not compare."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def reference_halves(settings: Size, out: Path, seed: int, costs: Costs) -> Reference:

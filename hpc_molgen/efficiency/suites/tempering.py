@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from hpc_molgen import interrupts
+from hpc_molgen.analysis import kinetics
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
@@ -29,8 +30,6 @@ from hpc_molgen.systems.registry import load_system
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 from hpc_molgen.units import BOLTZMANN_KJ_MOL_KELVIN
 from hpc_molgen.workers import available_cores
-
-CORE_DEG = 30.0  # a crossing counts when phi goes from below -30 (and above -130) to 30..130 degrees, or back
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def run_ladders(system: MolecularSystem, settings: Settings, protocol: Protocol,
         "share_phi_positive": [estimate(inside[:, k], total[:, k]) for k in levels],
         "dF_kt": [free_energy(inside[:, k], total[:, k]) for k in levels],
         "mean_potential_kj_mol": [estimate(energy_sum[:, k], total[:, k]) for k in levels],
-        "passages": core_passages(followed.reshape(len(followed), -1)),
+        "passages": kinetics.core_passages(followed.reshape(-1, n).T.ravel(), np.repeat(np.arange(n), len(followed))),
         "acceptance": ladders.acceptance.tolist(),
         "ns_per_temperature": settings.n_ladders * length_ns,
         "ns_aggregate": n * length_ns,
@@ -161,17 +160,6 @@ def free_energy(inside: np.ndarray, total: np.ndarray) -> dict[str, float | None
     with np.errstate(divide="ignore"):
         found = estimate(inside, total, lambda p: -np.log(p / (1 - p)))
     return {name: value if np.isfinite(value) else None for name, value in found.items()}
-
-
-def core_passages(phi_rad: np.ndarray) -> int:
-    """Full passages between the cores -130..-30 and 30..130 degrees along (n_frames, n_copies), either way round."""
-    degrees = np.degrees(phi_rad)
-    core = np.where((degrees > CORE_DEG) & (degrees < 130), 1, np.where((degrees < -CORE_DEG) & (degrees > -130), -1, 0))
-    total = 0
-    for column in core.T:
-        visited = column[column != 0]
-        total += int(np.count_nonzero(visited[1:] != visited[:-1]))
-    return total
 
 
 def _record(settings: Settings, results: dict[str, dict[str, Any]], costs: Costs) -> dict[str, Any]:
