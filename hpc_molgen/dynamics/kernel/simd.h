@@ -63,19 +63,17 @@ HM_INLINE vf rsqrt(vf x) {
     vf y = (vf)_mm512_rsqrt14_ps((__m512)x);
     return y * (1.5f - 0.5f * x * y * y);
 }
-HM_INLINE vd rsqrt(vd x) {
-    vd y = (vd)_mm512_rsqrt14_pd((__m512d)x);
-    y = y * (1.5 - 0.5 * x * y * y);
-    return y * (1.5 - 0.5 * x * y * y);
+HM_INLINE vd rsqrt(vd x) {  // one step of fourth order: 14 bits become 56
+    vd y = (vd)_mm512_rsqrt14_pd((__m512d)x), e = 1 - x * y * y;
+    return y + y * e * (0.5 + e * (0.375 + e * 0.3125));
 }
 HM_INLINE vf recip(vf x) {
     vf y = (vf)_mm512_rcp14_ps((__m512)x);
     return y * (2.0f - x * y);
 }
 HM_INLINE vd recip(vd x) {
-    vd y = (vd)_mm512_rcp14_pd((__m512d)x);
-    y = y * (2.0 - x * y);
-    return y * (2.0 - x * y);
+    vd y = (vd)_mm512_rcp14_pd((__m512d)x), e = 1 - x * y;
+    return y + y * e * (1 + e * (1 + e));
 }
 HM_INLINE vf root(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
 HM_INLINE vd root(vd x) { return (vd)_mm512_sqrt_pd((__m512d)x); }
@@ -122,6 +120,31 @@ HM_INLINE vd to_real(vdi n) {  // |n| < 2^51; AVX2 has no conversion of 64-bit i
     return moved - shift;
 }
 
+// c[0] + c[1] x + ... + c[N] x^N, even and odd powers apart: the chain of dependent operations is half as long as Horner's
+template <int N, typename T, typename V> HM_INLINE V polynomial(const T *c, V x) {
+    const V x2 = x * x;
+    V high = splat(c[N]), low = splat(c[N - 1]);
+#pragma GCC unroll 16
+    for (int i = N - 2; i >= 1; i -= 2) {
+        high = c[i] + x2 * high;
+        low = c[i - 1] + x2 * low;
+    }
+    if (N % 2) return low + x * high;
+    return c[0] + x * (low + x * high);
+}
+
+template <typename T, int N> struct Series {  // coefficients of exp(x), and of artanh(sqrt(z)) / sqrt(z)
+    T exponential[N + 1], artanh[N + 1];
+    constexpr Series() : exponential(), artanh() {
+        double factorial = 1;
+        for (int i = 0; i <= N; ++i) {
+            factorial *= i ? i : 1;
+            exponential[i] = (T)(1 / factorial);
+            artanh[i] = (T)(1.0 / (2 * i + 1));
+        }
+    }
+};
+
 // exp(x), Taylor series on |x| <= ln(2)/2; results below the smallest normal number are cut off there
 template <typename T, typename V = typename Lanes<T>::V> HM_INLINE V vexp(V x) {
     typedef typename Lanes<T>::I I;
@@ -133,9 +156,8 @@ template <typename T, typename V = typename Lanes<T>::V> HM_INLINE V vexp(V x) {
     const T ln2_high = sizeof(T) == 4 ? (T)0.693359375 : (T)0.6931471803691238;
     const T ln2_low = sizeof(T) == 4 ? (T)-2.12194440e-4 : (T)1.9082149292705877e-10;
     V r = x - k * ln2_high - k * ln2_low;
-    V sum = splat((T)1);
-#pragma GCC unroll 16
-    for (int i = degree; i > 0; --i) sum = 1 + r * sum * ((T)1 / (T)i);
+    static constexpr Series<T, degree> series;
+    V sum = polynomial<degree>(series.exponential, r);
     I scale = (n + Lanes<T>::BIAS) << Lanes<T>::MANTISSA;
     return sum * (V)scale;
 }
@@ -150,10 +172,9 @@ template <typename T, typename V = typename Lanes<T>::V> HM_INLINE V vlog(V x) {
     std::memcpy(&half, &lowest, sizeof(I));
     I exponent = (bits - half) >> Lanes<T>::MANTISSA;
     V m = (V)(bits - (exponent << Lanes<T>::MANTISSA));
-    V s = (m - 1) * recip(m + 1), s2 = s * s;
-    V sum = splat((T)1 / (T)(2 * terms + 1));
-#pragma GCC unroll 16
-    for (int i = terms - 1; i >= 0; --i) sum = (T)1 / (T)(2 * i + 1) + s2 * sum;
+    static constexpr Series<T, terms> series;
+    V s = (m - 1) * recip(m + 1);
+    V sum = polynomial<terms>(series.artanh, s * s);
     return to_real(exponent) * (T)0.6931471805599453 + 2 * s * sum;
 }
 
