@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 REPEATS = 5
 GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
+MIN_BLOCK_S = 0.05  # shorter repeats would measure the clock
 MAX_BLOCK_S = 1.0  # of one repeat: a box of water must not hold the report up
 
 
@@ -139,13 +140,13 @@ class _Mover:
         self._step, self._positions = dynamics.step, lambda: dynamics.positions_nm
 
     def choose_length(self, wanted: int) -> None:
-        """Set the steps of one repeat: `wanted` over all copies, fewer where these would take longer than `MAX_BLOCK_S`."""
+        """Set the steps of one repeat: `wanted` over all copies, within `MIN_BLOCK_S` and `MAX_BLOCK_S` of time."""
         done, start = 0, time.perf_counter()
         while time.perf_counter() - start < 0.05 * MAX_BLOCK_S and not self.broken:
             self._try(10)
             done += 10
         per_s = done / (time.perf_counter() - start)
-        self.n_steps = max(10, min(-(-wanted // self.n_copies), int(per_s * MAX_BLOCK_S)))
+        self.n_steps = max(10, int(per_s * MIN_BLOCK_S), min(-(-wanted // self.n_copies), int(per_s * MAX_BLOCK_S)))
 
     def _try(self, n_steps: int) -> None:
         """Advance; what blows up (a long time step on a strained molecule) marks the protocol as broken."""
