@@ -113,8 +113,8 @@ def _reference_words(run: Run, results: Results) -> str:
     else:
         bias = f", biased along {config.bias_torsion} and reweighted" if evidence.is_biased else ", unbiased"
         if config.tempering_kelvin:
-            ladder = ", ".join(f"{kelvin:g}" for kelvin in config.tempering_kelvin)
-            bias = f", each a ladder of parallel tempering up to {ladder} K, so that its time is no physical time"
+            hottest = config.tempering_kelvin[-1]
+            bias = f", each a ladder of parallel tempering up to {hottest:g} K, so that its time is no physical time"
         text = (
             f"The reference is {config.n_walkers} independent walkers of {config.production_ps:g} ps each "
             f"({len(evidence.reference):,} frames){bias}"
