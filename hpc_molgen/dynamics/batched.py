@@ -117,6 +117,11 @@ class BatchedSystem:
         how = "compiled" if self._torch.compiled else "eager"
         return f"torch ({how}, {self.dtype.name}, {self.device})"
 
+    def prepare(self, n: int) -> None:
+        """Say that `n` conformations are to come, so that torch compiles where that pays."""
+        if self._torch is not None:
+            self._torch.prepare(n)
+
     def energies(self, positions_nm: Any) -> Any:
         """Return potential energies; +inf where they are not finite.
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 BATCHED = "batched"
 TORCH_COPIES = 128
 _chosen: dict[tuple[str, str, int], str] = {}
-_functions: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {}
+_evaluators: dict[tuple[str, str], BatchedSystem | Engine] = {}
 
 
 def choose_dynamics(system: MolecularSystem, asked: str, n_copies: int) -> str:
@@ -102,7 +102,7 @@ def _energies_per_s(system: MolecularSystem, name: str, measure_s: float = 0.05)
 def energy_function(system: MolecularSystem, name: str, n_expected: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function from positions (n, n_atoms, 3) to reduced energies (n,), float64, of the named engine.
 
-    Energies that are not finite become +inf. The function is kept for the next call in this process.
+    Energies that are not finite become +inf. What evaluates them is kept for the next call in this process.
 
     Parameters
     ----------
@@ -110,15 +110,13 @@ def energy_function(system: MolecularSystem, name: str, n_expected: int = 0) -> 
         How many energies will be asked for in all: torch compiles where that pays.
     """
     key = (system.key, name)
-    if key not in _functions:
-        if name == BATCHED:
-            batched, kt_kj_mol = BatchedSystem(system, "float64", threads=1), system.kt_kj_mol
-            if batched._torch is not None:
-                batched._torch.prepare(n_expected)
-            _functions[key] = lambda positions_nm: np.asarray(batched.energies(positions_nm)) / kt_kj_mol
-        else:
-            _functions[key] = Engine(system, name).reduced_energy
-    return _functions[key]
+    if key not in _evaluators:
+        _evaluators[key] = BatchedSystem(system, "float64", threads=1) if name == BATCHED else Engine(system, name)
+    evaluator, kt_kj_mol = _evaluators[key], system.kt_kj_mol
+    if isinstance(evaluator, Engine):
+        return evaluator.reduced_energy
+    evaluator.prepare(n_expected)
+    return lambda positions_nm: np.asarray(evaluator.energies(positions_nm)) / kt_kj_mol
 
 
 def _fastest(what: str, unit: str, speeds: dict[str, float]) -> str:

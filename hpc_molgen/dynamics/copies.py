@@ -113,7 +113,7 @@ class Recorder:
     Parameters
     ----------
     path : Path or None
-        The checkpoint, removed at the end; None keeps none.
+        The checkpoint; who wrote the results removes it. None keeps none.
     state, restore : callables
         Of the dynamics.
     """
@@ -122,7 +122,7 @@ class Recorder:
         self,
         path: Path | None,
         state: Callable[[], dict[str, np.ndarray]],
-        restore: Callable[[Mapping[str, np.ndarray]], bool],
+        restore: Callable[[Mapping[str, np.ndarray]], np.ndarray | None],
     ) -> None:
         self._path, self._state, self._restore = path, state, restore
         self._interval_s, self._last = CHECKPOINT_S, time.monotonic()
@@ -139,8 +139,6 @@ class Recorder:
                 break
             if self._path is not None and time.monotonic() - self._last > self._interval_s:
                 self._save(kept)
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
         return np.array(kept)
 
     def _save(self, kept: list[np.ndarray]) -> None:
@@ -159,10 +157,11 @@ class Recorder:
             with np.load(self._path, allow_pickle=False) as found:
                 state = {name: found[name] for name in found.files}
             frames, spent = state.pop("frames"), state.pop("spent")
-            if len(frames) <= n_frames and self._restore(state):
+            rows = self._restore(state) if len(frames) <= n_frames else None
+            if rows is not None:
                 log.info("%s: goes on after %d of %d frames", self._path.parent, len(frames), n_frames)
-                self.earlier = spent
-                return list(frames)
+                self.earlier = spent * len(rows) / frames.shape[1]
+                return list(frames[:, rows])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             log.warning("%s: damaged (%s); these copies start again", self._path, error)
         return []
@@ -186,7 +185,8 @@ def simulate_copies(
     seeds : list of int
         A copy's trajectory depends on its start and its seed, not on the other copies (see `BatchedDynamics`).
     checkpoint : Path, optional
-        Where a long run keeps its state now and then; the same call goes on from it, with the same bits.
+        Where a long run keeps its state now and then; the same call, or one for some of the copies, goes on from it with
+        the same bits. It stays until the caller, having written the results, removes it.
     """
     modified = modified_system(system, constraints=protocol.constraints, bias=bias)
     batched = BatchedSystem(modified, "float32", threads=1)

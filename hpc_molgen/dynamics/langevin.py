@@ -151,13 +151,22 @@ class BatchedDynamics:
             "n_steps": np.array(self.n_steps),
         }
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> bool:
-        """Go on from a `state` of the same copies; False, and nothing changed, if it is of others."""
-        if not np.array_equal(state["seeds"], self._seeds) or state["positions"].dtype != self._x.dtype:
-            return False
-        self._x, self._v, self._kt = (np.array(state[name]) for name in ("positions", "velocities", "kt"))
+    def restore(self, state: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Go on from a `state` that holds these copies, known by their seeds, among others perhaps.
+
+        Returns
+        -------
+        np.ndarray, shape=(n,), or None
+            Their rows in the state; None, and nothing changed, if one is not in it.
+        """
+        numbers = {tuple(seed): number for number, seed in enumerate(state["seeds"].tolist())}
+        found = [numbers[key] for seed in self._seeds.tolist() if (key := tuple(seed)) in numbers]
+        if len(found) < len(self) or state["positions"].dtype != self._x.dtype:
+            return None
+        rows = np.array(found, dtype=np.int64)
+        self._x, self._v, self._kt = (state[name][rows] for name in ("positions", "velocities", "kt"))
         self.n_steps = int(state["n_steps"])
-        return True
+        return rows
 
     def step(self, n_steps: int) -> None:
         """Advance all copies by `n_steps`; Ctrl-C and signals are heard every `BLOCK_STEPS`."""
@@ -180,7 +189,6 @@ class BatchedDynamics:
         observables: Mapping[str, Observable] | None = None,
         coordinates_every: int = 1,
         block: int = 1000,
-        energies: bool = True,
     ) -> Iterator[BatchFrames]:
         """Run and yield `n_frames` frames in blocks.
 
@@ -190,10 +198,7 @@ class BatchedDynamics:
             Each from positions (n, n_atoms, 3) to values (n,), evaluated at every frame.
         coordinates_every : int
             Keep positions of every so many frames (0: none).
-        energies : bool
-            Potential and kinetic energies of every frame; nan where they are not asked for.
         """
-        unknown = np.full(len(self), np.nan)
         functions = dict(observables or {})
         for start in range(0, n_frames, block):
             numbers = range(start, min(start + block, n_frames))
@@ -201,8 +206,7 @@ class BatchedDynamics:
             values: dict[str, list[np.ndarray]] = {name: [] for name in functions}
             for number in numbers:
                 self.step(steps_per_frame)
-                found = (self.potential_kj_mol, self.kinetic_kj_mol) if energies else (unknown, unknown)
-                rows.append((*found, self.n_steps * self.timestep_fs * 1e-3))
+                rows.append((self.potential_kj_mol, self.kinetic_kj_mol, self.n_steps * self.timestep_fs * 1e-3))
                 if coordinates_every and (number + 1) % coordinates_every == 0:
                     kept.append(self._x.astype(np.float32))
                 for name, function in functions.items():
@@ -269,9 +273,10 @@ def minimise(
     energies : np.ndarray, shape=(n,), kJ/mol
     """
     terms = without_constraints(batched.terms)
-    system = BatchedSystem(
-        terms, batched.dtype, batched.device, backend=batched.backend, threads=batched.threads, compiled=False
-    )
+    system = batched
+    if terms is not batched.terms:
+        threads = None if batched.native is None else batched.threads  # torch keeps the number it has
+        system = BatchedSystem(terms, batched.dtype, batched.device, backend=batched.backend, threads=threads, compiled=False)
     if len(positions_nm) == 0:
         return np.array(positions_nm, dtype=np.float64), np.empty(0)
     x = np.array(positions_nm, dtype=np.float64).reshape(len(positions_nm), -1)

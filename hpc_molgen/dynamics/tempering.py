@@ -125,15 +125,21 @@ class ParallelTempering:
         own = {"level": self._level, "round": np.array(self._round), "draws": np.array(draws)}
         return {**self.dynamics.state(), **own, "accepted": self.accepted, "attempted": self.attempted}
 
-    def restore(self, state: Mapping[str, np.ndarray]) -> bool:
-        """Go on from a `state` of the same ladders; False, and nothing changed, if it is of others."""
-        if "level" not in state or state["level"].shape != self._level.shape or not self.dynamics.restore(state):
-            return False
-        self._level, self._round = np.array(state["level"]), int(state["round"])
+    def restore(self, state: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Go on from a `state` that holds these ladders; their rows in it, or None (see `BatchedDynamics.restore`)."""
+        n = len(self.temperatures_kelvin)
+        if "level" not in state or state["level"].shape[1] != n:
+            return None
+        copies = self.dynamics.restore(state)
+        if copies is None:
+            return None
+        rows = copies[::n] // n
+        self._level, self._round = state["level"][rows], int(state["round"])
         self.accepted, self.attempted = np.array(state["accepted"]), np.array(state["attempted"])
-        for generator, draws in zip(self._generators, json.loads(str(state["draws"])), strict=True):
-            generator.bit_generator.state = draws
-        return True
+        draws = json.loads(str(state["draws"]))
+        for generator, row in zip(self._generators, rows, strict=True):
+            generator.bit_generator.state = draws[row]
+        return rows
 
     def run(self, n_swaps: int) -> None:
         """Run `n_swaps` rounds, the swap after each, without recording."""

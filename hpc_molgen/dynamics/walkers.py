@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,16 @@ def run_walkers(tasks: tuple[WalkerTask, ...]) -> list[Path]:
     The frames carry log-weights +V_bias/kT, so that weighted averages are those of the unbiased molecule. A walker that
     blows up starts again with another seed, at most `MAX_ATTEMPTS` times.
     """
-    simulate = _simulate_batch if tasks[0].platform == BATCHED else _simulate_each
+    checkpoint = tasks[0].path.with_name(f"checkpoint-{tasks[0].walker:04d}-{len(tasks)}.npz")
+    batched = functools.partial(_simulate_batch, checkpoint=checkpoint)
+    simulate = batched if tasks[0].platform == BATCHED else _simulate_each
     problem = ""
     for attempt in range(MAX_ATTEMPTS):
         missing = [task for task in tasks if not task.path.exists()]
         if not missing:
             break
         problem = simulate(missing, attempt)
+    checkpoint.unlink(missing_ok=True)
     missing = [task for task in tasks if not task.path.exists()]
     if missing:
         raise InputError(
@@ -96,13 +100,12 @@ def _seed(task: WalkerTask, attempt: int) -> int:
     return derive_seed(task.seed, "reference", task.walker, attempt)
 
 
-def _simulate_batch(tasks: list[WalkerTask], attempt: int) -> str:
+def _simulate_batch(tasks: list[WalkerTask], attempt: int, checkpoint: Path) -> str:
     """Run walkers at once and write those that did not blow up; return what happened to the others."""
     watch, first = Stopwatch(), tasks[0]
     seeds = [_seed(task, attempt) for task in tasks]
     protocol = _protocol(first)
     starts, hotter = [task.start_nm for task in tasks], first.config.tempering_kelvin
-    checkpoint = first.path.with_name(f"checkpoint-{first.walker:04d}-{len(tasks)}.npz")
     if hotter:
         swap_ps = first.config.swap_every_ps
         run = simulate_ladders(first.system, starts, seeds, protocol, hotter, swap_ps, checkpoint)

@@ -84,6 +84,7 @@ def run_batch(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:
 
     A replica that blows up starts again with another seed beside the others that did, at most `MAX_ATTEMPTS` times.
     """
+    checkpoint = replicas[0].path.with_name(f"checkpoint-{replicas[0].index:05d}-{len(replicas)}.npz")
     records: dict[int, ReplicaRecord] = {}
     starts: dict[int, np.ndarray] = {}
     for replica in replicas:
@@ -98,7 +99,8 @@ def run_batch(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:
     for attempt in range(1, MAX_ATTEMPTS + 1):
         missing = [replica for replica in replicas if replica.index not in records]
         if missing:
-            records |= _simulate_batch(missing, starts, attempt)
+            records |= _simulate_batch(missing, starts, attempt, checkpoint)
+    checkpoint.unlink(missing_ok=True)
     for replica in replicas:
         if replica.index not in records:
             text = f"positions or energies were not finite with {MAX_ATTEMPTS} seeds"
@@ -118,14 +120,15 @@ def _protocol(replica: Replica) -> CopyProtocol:
     )  # fmt: skip
 
 
-def _simulate_batch(replicas: list[Replica], starts: dict[int, np.ndarray], attempt: int) -> dict[int, ReplicaRecord]:
+def _simulate_batch(
+    replicas: list[Replica], starts: dict[int, np.ndarray], attempt: int, checkpoint: Path
+) -> dict[int, ReplicaRecord]:
     """Run and write replicas; return the records of those that did not blow up."""
     from hpc_molgen.dynamics.copies import simulate_copies
 
     solute, watch = replicas[0].system, Stopwatch()
     protocol = _protocol(replicas[0])
     seeds = [derive_seed(replica.seed, "farm", replica.index, attempt) for replica in replicas]
-    checkpoint = replicas[0].path.with_name(f"checkpoint-{replicas[0].index:05d}-{len(replicas)}.npz")
     found = [starts[replica.index] for replica in replicas]
     run = simulate_copies(solute, found, seeds, protocol, checkpoint=checkpoint)
     n = len(replicas)

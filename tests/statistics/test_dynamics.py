@@ -15,7 +15,7 @@ from hpc_molgen.config import ReferenceConfig
 from hpc_molgen.dynamics import bias, copies, walkers
 from hpc_molgen.dynamics.engine import Engine, available_platforms, fastest_platform
 from hpc_molgen.ensemble import read_ensemble
-from hpc_molgen.errors import HpcMolgenError, InputError
+from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 from hpc_molgen.units import BOLTZMANN_KJ_MOL_KELVIN
@@ -176,6 +176,37 @@ def test_a_killed_batch_goes_on_with_the_same_bits(
         assert np.array_equal(read_ensemble(one, alanine).positions_nm, read_ensemble(other, alanine).positions_nm)
     # what the killed process spent is counted
     assert walkers.walker_costs(again)[0]["cpu_s"] > 0.05
+
+
+@pytest.mark.parametrize("settings", [{}, {"tempering_kelvin": (360.0, 430.0)}], ids=["plain", "tempering"])
+def test_a_full_disk_while_walkers_are_written_loses_nothing(
+    alanine: MolecularSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, object],
+) -> None:
+    """The rest of the batch goes on from the checkpoint of the whole, with the same bits."""
+    whole = walkers.run_walkers(batch_of(alanine, tmp_path / "whole", **settings))
+    tasks = batch_of(alanine, tmp_path / "full", **settings)
+    write = walkers.write_ensemble
+
+    def full_after_one(path: Path, *args: object, **options: object) -> None:
+        if path == tasks[1].path:
+            raise EnvironmentProblem("no space left")
+        write(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(copies, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(walkers, "write_ensemble", full_after_one)
+    with pytest.raises(EnvironmentProblem, match="no space"):
+        walkers.run_walkers(tasks)
+    assert [task.path.exists() for task in tasks] == [True, False, False, False]
+    monkeypatch.undo()
+    with caplog.at_level(logging.INFO):
+        again = walkers.run_walkers(tasks)
+    assert "goes on after" in caplog.text and not list((tmp_path / "full").glob("checkpoint-*"))
+    for one, other in zip(whole, again, strict=True):
+        assert np.array_equal(read_ensemble(one, alanine).positions_nm, read_ensemble(other, alanine).positions_nm)
 
 
 def test_a_damaged_checkpoint_starts_the_batch_again(
