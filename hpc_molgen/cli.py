@@ -213,6 +213,9 @@ def main() -> None:
         exit_code = app(standalone_mode=False)  # typer returns the code of typer.Exit, and 130 for Ctrl-C
         if exit_code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
+        workers = _state.get("workers")
+        if workers is not None:
+            workers.leave_at_exit(exit_code or 0)
         sys.exit(exit_code or 0)
     except HpcMolgenError as error:
         if interrupts.came() and error.exit_code != EXIT_INTERRUPTED:

@@ -9,6 +9,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -137,6 +138,15 @@ class Workers:
         """True where training runs: on all of torchrun's ranks, on the root of all others."""
         return self.is_root or self.is_torchrun
 
+    def leave_at_exit(self, exit_code: int) -> None:
+        """Let a rank of torch's whose work is done end with `exit_code` and without the destructors of C++.
+
+        Threads of gloo that still run then can abort the process ("terminate called without an active exception"), now and
+        then even after the group was destroyed, and the launcher would take a finished run for a failed one.
+        """
+        if self.is_torchrun:
+            atexit.register(_leave, exit_code)  # the last registered is the first called
+
     def abort(self, exit_code: int) -> None:
         """End every rank after an error on this one, so that none waits for ever in a collective."""
         if self.comm is not None and not self.is_torchrun:
@@ -226,6 +236,12 @@ class Workers:
             raise
         executor.shutdown()
         return results
+
+
+def _leave(exit_code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def local_rank() -> int:

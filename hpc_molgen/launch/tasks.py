@@ -41,6 +41,7 @@ def run_stage(stage: str, directory: str) -> None:
         )
         logging.getLogger("submitit").propagate = False  # it has a handler of its own
         run_stages(Run.open(Path(directory), workers), only=stage)
+        workers.leave_at_exit(0)
     except BaseException as error:
         _fail(error, workers)
 
