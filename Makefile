@@ -62,7 +62,7 @@ lint: $(VENV)/.test
 	@$(BIN)/ruff format --check hpc_molgen tests setup.py
 	@$(BIN)/mypy
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports --no-cache
-	@$(BIN)/shellcheck .ci/run slurm/*.sbatch
+	@$(BIN)/shellcheck -x .ci/run slurm/*.sbatch slurm/*.sh hpc_molgen/launch/job.sh
 
 clean:
 	rm -rf $(VENV) build hpc_molgen/dynamics/kernel/*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -53,7 +53,9 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["hpc_molgen", "hpc_molgen.*"]),
-    package_data={"hpc_molgen": ["presets/*.yaml", "efficiency/templates/*", "dynamics/kernel/*.h", "py.typed"]},
+    package_data={
+        "hpc_molgen": ["presets/*.yaml", "efficiency/templates/*", "dynamics/kernel/*.h", "launch/job.sh", "py.typed"]
+    },
     ext_modules=KERNEL,
     install_requires=[
         "deeptime>=0.4.4",

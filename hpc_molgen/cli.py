@@ -31,11 +31,28 @@ Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="key=val
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
 _INTERRUPTED = "hpc-molgen: interrupted; what was finished is kept, the same command goes on"
 _STAGES = ("reference", "featurize", "train", "sample", "correct", "farm", "report")
+_SHARED = ("reference", "sample")
 
 
 def _stage(value: str | None) -> str | None:
     if value is not None and value not in _STAGES:
         raise typer.BadParameter(f"there is no stage '{value}'; the stages are: {', '.join(_STAGES)}")
+    return value
+
+
+def _stages(only: str | None, start: str | None, end: str | None) -> tuple[str, ...]:
+    if only and (start or end):
+        raise InputError("--only excludes --from and --to")
+    first, last = only or start or _STAGES[0], only or end or _STAGES[-1]
+    if _STAGES.index(first) > _STAGES.index(last):
+        raise InputError(f"--from {first} --to {last}: there is nothing in between; the order is {', '.join(_STAGES)}")
+    return _STAGES[_STAGES.index(first) : _STAGES.index(last) + 1]
+
+
+def _share(value: str) -> str:
+    number, slash, of = value.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and int(number) < int(of)):
+        raise typer.BadParameter(f"'{value}': write K/N with K from 0 to N-1, for example 0/8")
     return value
 
 
@@ -55,6 +72,10 @@ def run(
     start: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", callback=_stage, help="run from this stage on")
     ] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="STAGE", callback=_stage, help="run up to this stage")] = None,
+    share: Annotated[
+        str, typer.Option(metavar="K/N", callback=_share, help="of a stage's items do those of job K (0 to N-1) of N jobs")
+    ] = "0/1",
 ) -> None:
     """Run the pipeline here: in this process, under mpiexec, or under torchrun. Finished stages are skipped."""
     from hpc_molgen.config import load_config
@@ -62,14 +83,16 @@ def run(
     from hpc_molgen.run import Run
     from hpc_molgen.workers import Workers
 
-    if only and start:
-        raise InputError("--only and --from exclude each other")
+    stages = _stages(only, start, end)
+    number, of = (int(part) for part in share.split("/"))
+    if of > 1 and only not in _SHARED:
+        raise InputError(f"--share divides one stage: give --only {' or --only '.join(_SHARED)} too")
     resolved = load_config(config, assignments)
-    workers = Workers.detect()
+    workers = Workers.detect((number, of))
     _log_to_stderr(quiet=not workers.is_root)
     _guard_ranks(workers)
     opened = Run.create(out or Path("runs") / resolved.name, resolved, workers)
-    run_stages(opened, only, start)
+    run_stages(opened, stages)
     if workers.is_root and opened.is_done("report"):
         _finish(opened.directory)
 
@@ -109,20 +132,12 @@ def presets(name: Annotated[str | None, typer.Argument(help="print this preset")
 
 @app.command()
 def status(directory: Directory, as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
-    """Show what each stage of a run is doing: state, progress, time left, last error."""
-    from hpc_molgen.run import run_status
+    """Show what each stage of a run is doing: state, progress, time left, its Slurm job, last error."""
+    from hpc_molgen.launch.follow import as_text, follow
 
-    rows = run_status(directory)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        progress = f"{100 * row['progress']:.0f} %" if row["progress"] is not None else ""
-        eta = f"{row['eta_s']:.0f} s left" if row["eta_s"] is not None and row["state"] == "running" else ""
-        line = f"{row['stage']:10s} {row['state']:12s} {progress:>6s}  {row['rate']:24s} {eta:14s}"
-        typer.echo(line.rstrip())
-        if row["error"]:
-            typer.echo(f"{'':10s} {row['error']}")
+    rows = follow(directory)
+    for line in [json.dumps(rows, indent=2)] if as_json else as_text(rows):
+        typer.echo(line)
 
 
 @app.command()
@@ -133,7 +148,7 @@ def report(directory: Directory, show: Annotated[bool, typer.Option("--open", he
 
     _log_to_stderr(quiet=False)
     opened = Run.open(directory)
-    run_stages(opened, only="report", again=True)
+    run_stages(opened, ["report"], again=True)
     if show:
         webbrowser.open((directory / "report" / "report.html").resolve().as_uri())
     _finish(directory)
@@ -145,16 +160,27 @@ def benchmark(
     out: Annotated[Path, typer.Option(help="where results go")] = Path("benchmark-results"),
     size: Annotated[str, typer.Option(help="smoke (seconds) or laptop (minutes)")] = "laptop",
     seed: Annotated[int, typer.Option(help="base seed")] = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="scaling: print what to expect on a cluster")] = False,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="key=value", help="scaling: one setting; repeatable")
+    ] = None,
 ) -> None:
-    """Run a benchmark suite and write its record and its table."""
+    """Run a benchmark suite and write its record and its table. `scaling` measures as many ranks as it is started on."""
     from hpc_molgen.efficiency.suites import SUITES, run_suite
+    from hpc_molgen.workers import Workers
 
     if suite == "list":
         for name in SUITES:
             typer.echo(name)
         return
-    _log_to_stderr(quiet=False)
-    typer.echo(str(run_suite(suite, size, out, seed)))
+    workers = Workers.detect() if suite == "scaling" else Workers()
+    _log_to_stderr(quiet=not workers.is_root)
+    _guard_ranks(workers)
+    path = run_suite(suite, size, out, seed, plan=plan, assignments=assignments)
+    if plan and path is not None:
+        typer.echo(path.with_suffix(".md").read_text())
+    if path is not None:
+        typer.echo(str(path))
 
 
 @app.command()
@@ -164,6 +190,7 @@ def submit(
     out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")] = None,
     assignments: Assignments = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", callback=_stage, help="submit this stage alone")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="STAGE", callback=_stage, help="submit up to this stage")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch scripts and submit nothing")] = False,
 ) -> None:
     """Submit the stages as dependent Slurm jobs through submitit."""
@@ -171,7 +198,8 @@ def submit(
     from hpc_molgen.launch.submit import submit_stages
 
     resolved = load_config(config, assignments)
-    for line in submit_stages(resolved, site, out or Path("runs") / resolved.name, only=only, dry_run=dry_run):
+    stages = _stages(only, None, end)
+    for line in submit_stages(resolved, site, out or Path("runs") / resolved.name, stages, dry_run=dry_run):
         typer.echo(line)
 
 
@@ -199,6 +227,7 @@ _state: dict[str, Any] = {}
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
+    interrupts.leave_word()
     print(message, file=sys.stderr, flush=True)
     workers = _state.get("workers")
     if workers is not None and exit_code != EXIT_GATE_FAILED:

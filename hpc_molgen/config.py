@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import itertools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from hpc_molgen.errors import InputError
 
@@ -75,14 +75,35 @@ class RepresentationConfig(Model):
     )
 
 
-class SurrogateConfig(Model):
-    """The generative surrogate."""
+class DiffusionConfig(Model):
+    """A diffusion surrogate of structures."""
 
-    name: str = Field("diffusion", description="a registered surrogate")
+    name: Literal["diffusion"] = "diffusion"
     hidden: int = Field(256, ge=8, description="width of the network")
     depth: int = Field(3, ge=1, description="residual blocks of the torsional trunk")
     harmonics: int = Field(4, ge=1, description="cos(k a), sin(k a) for k = 1..harmonics as inputs")
     schedule: Literal["linear", "cosine"] = "cosine"
+
+
+class GanConfig(Model):
+    """A WGAN-GP surrogate of trajectories of collective variables."""
+
+    name: Literal["gan"]
+    n_frames: int = Field(64, ge=4, description="frames of a generated trajectory, and of the windows trained on")
+    hidden: int = Field(64, ge=8, description="channels of the convolutions")
+    latent: int = Field(32, ge=1, description="numbers of the latent vector")
+    critic_updates: int = Field(5, ge=1, description="updates of the critic for one of the generator")
+    gradient_penalty: float = Field(10.0, ge=0)
+
+
+def _surrogate_name(values: Any) -> str:
+    name = values.get("name", "diffusion") if isinstance(values, dict) else getattr(values, "name", None)
+    return str(name)
+
+
+SurrogateConfig = Annotated[
+    Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[GanConfig, Tag("gan")], Discriminator(_surrogate_name)
+]
 
 
 class TrainConfig(Model):
@@ -90,14 +111,20 @@ class TrainConfig(Model):
 
     n_steps: int = Field(4000, ge=1)
     batch_size: int = Field(1024, ge=1, description="global batch, over all ranks")
+    accumulate: int = Field(1, ge=1, description="micro-batches that each rank cuts its part of the batch into, to save memory")
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after a linear warm-up")
     warmup_steps: int = Field(100, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     validate_every: int = Field(500, ge=1)
     log_every: int = Field(50, ge=1)
     checkpoint_every_s: float = Field(60.0, gt=0)
+    precision: Literal["float32", "bf16", "float64"] = Field(
+        "float32", description="'bf16': autocast where the device has it, master weights in float32"
+    )
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps on GPUs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1, description="CPU threads of each rank; more pay only for wide networks on an idle machine")
 
@@ -164,7 +191,7 @@ class RunConfig(Model):
     system: SystemConfig = SystemConfig()
     reference: ReferenceConfig = ReferenceConfig()
     representation: RepresentationConfig = RepresentationConfig()
-    surrogate: SurrogateConfig = SurrogateConfig()
+    surrogate: SurrogateConfig = DiffusionConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     correct: CorrectConfig = CorrectConfig()
@@ -226,13 +253,20 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
+def _walk(model: Any, location: tuple[int | str, ...]) -> tuple[Any, list[str]]:
+    """Return the model at `location` (None below the last) and the keys that lead there, as the user writes them."""
+    keys: list[str] = []
     for part in location:
+        if isinstance(model, dict):  # the members of a union, by tag, which is no key of the file
+            model = model.get(str(part))
+            continue
+        keys.append(str(part))
         field = model.model_fields.get(str(part)) if hasattr(model, "model_fields") else None
-        if field is None or not hasattr(field.annotation, "model_fields"):
-            return []
-        model = field.annotation
-    return sorted(model.model_fields)
+        model = None if field is None else field.annotation
+        if model is not None and not hasattr(model, "model_fields"):
+            tagged = [members for member in get_args(model) if (members := get_args(member))]
+            model = {extra[0].tag: kind for kind, *extra in tagged if extra and isinstance(extra[0], Tag)} or None
+    return model, keys
 
 
 def explain(error: ValidationError, model: type[Model], source: str) -> str:
@@ -240,12 +274,15 @@ def explain(error: ValidationError, model: type[Model], source: str) -> str:
     lines = []
     for problem in error.errors():
         location = problem["loc"]
-        key = ".".join(str(part) for part in location)
+        key = ".".join(_walk(model, location)[1])
         if problem["type"] == "extra_forbidden":
-            valid = _valid_keys(model, location[:-1])
+            valid = sorted(getattr(_walk(model, location[:-1])[0], "model_fields", ()))
             close = difflib.get_close_matches(str(location[-1]), valid, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             lines.append(f"{key}: unknown key{hint}; the keys here are: {', '.join(valid)}")
+        elif problem["type"] == "union_tag_invalid":
+            context = problem["ctx"]
+            lines.append(f"{key}.name: there is no {context['tag']!r}; there are: {context['expected_tags']}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
@@ -254,7 +291,8 @@ def explain(error: ValidationError, model: type[Model], source: str) -> str:
     return f"{source}: {len(lines)} error(s) in the configuration:\n  {listed}"
 
 
-def _set(values: dict[str, Any], assignment: str) -> None:
+def assign(values: dict[str, Any], assignment: str) -> None:
+    """Enter ``key=value`` or ``section.key=value`` into nested dictionaries; the value is YAML."""
     key, separator, text = assignment.partition("=")
     if not separator or not key.strip():
         raise InputError(f"--set {assignment}: write key=value, for example train.n_steps=1000")
@@ -300,7 +338,7 @@ def load_config(source: str, assignments: list[str] | None = None) -> RunConfig:
         path = preset
     values = read_yaml(path)
     for assignment in assignments or []:
-        _set(values, assignment)
+        assign(values, assignment)
     try:
         return _with_absolute_paths(RunConfig.model_validate(values))
     except ValidationError as error:

@@ -1,30 +1,76 @@
-"""Ctrl-C and SIGTERM: raised at once, and remembered in case a library's bare `except:` swallows the exception."""
+"""Ctrl-C, SIGTERM and Slurm's warning (SIGUSR2): raised at once, and remembered in case a library swallows the exception."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
+from collections.abc import Iterator
 
-_asked = False
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+REQUEUE = "HPC_MOLGEN_REQUEUE"  # names the file by which a job tells its batch script why it left; see launch/job.sh
+
+_came: signal.Signals | None = None
 
 
-def _raise(*_: object) -> None:
-    global _asked  # noqa: PLW0603 (signal handlers have nowhere else to leave word)
-    _asked = True
+def _note(number: int, _: object) -> None:
+    global _came  # noqa: PLW0603 (signal handlers have nowhere else to leave word)
+    _came = _came or signal.Signals(number)  # the first says why: a launcher ends with SIGTERM what a warning has begun
+
+
+def _raise(number: int, frame: object) -> None:
+    _note(number, frame)
     raise KeyboardInterrupt
 
 
 def install() -> None:
-    """Turn SIGINT and SIGTERM into KeyboardInterrupt."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Turn SIGINT, SIGTERM and SIGUSR2 into KeyboardInterrupt."""
+    for number in SIGNALS:
         signal.signal(number, _raise)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Only note signals inside the block, for work that looks for them at its own boundaries with `came`."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
+        yield
+        return
+    handlers = {number: signal.signal(number, _note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def starting_children() -> Iterator[None]:
+    """Start processes inside the block: Slurm's warning, which goes to all processes of a job, does not end them.
+
+    They keep SIGUSR2 blocked; their parent, which gets a warning that comes inside the block at its end, answers for them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
 
 def came() -> bool:
     """Return True once a signal has come: whatever error follows may be its trace in a library that met it halfway."""
-    return _asked
+    return _came is not None
 
 
 def check() -> None:
     """Raise KeyboardInterrupt if a signal has come, even if its exception was lost; call it between pieces of work."""
-    if _asked:
+    if came():
         raise KeyboardInterrupt
+
+
+def leave_word() -> None:
+    """Tell the batch script of a Slurm job which signal ended the work, so that it can put the job back into the queue."""
+    path = os.environ.get(REQUEUE)
+    if path and _came is not None:
+        with contextlib.suppress(OSError), open(path, "a") as file:  # beside the words of other ranks
+            file.write(_came.name + "\n")

@@ -7,6 +7,7 @@ container or Slurm. `run_stages` skips what is finished with the same inputs; a 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from hpc_molgen import preflight
 from hpc_molgen.run import STAGES, Run
@@ -101,17 +102,14 @@ def report(run: Run) -> None:
 STAGE_FUNCTIONS = {function.__name__: function for function in (reference, featurize, train, sample, correct, farm, report)}
 
 
-def run_stages(run: Run, only: str | None = None, start: str | None = None, *, again: bool = False) -> None:
-    """Run all stages, or `only` one, or those from `start` on; finished ones are skipped unless asked for `again`."""
-    names = list(STAGES)
-    if only:
-        names = [only]
-    elif start:
-        names = names[names.index(start) :]
+def run_stages(run: Run, stages: Sequence[str] = tuple(STAGES), *, again: bool = False) -> None:
+    """Run `stages` in order; those that are finished with the same inputs are skipped unless asked for `again`."""
+    preflight.check_stages(run.config, stages)
     with run.lock():
-        if "reference" in names and not run.workers.from_root(lambda: run.is_done("reference")):
-            preflight.check(run.config, run.system)
-        for name in names:
+        first = run.workers.share[0] == 0  # one job of an array checks for all
+        if first and "reference" in stages and not run.workers.from_root(lambda: run.is_done("reference")):
+            run.workers.from_root(lambda: preflight.check(run.config, run.system))
+        for name in stages:
             if not again and run.workers.from_root(lambda name=name: run.is_done(name)):  # type: ignore[misc]
                 log.info("%s: done before with the same inputs, skipped", name)
                 continue

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from hpc_molgen.config import GanConfig
 from hpc_molgen.errors import InputError, UnsupportedForce
 from hpc_molgen.systems.torsions import torsion_by_name
 
 if TYPE_CHECKING:
     from hpc_molgen.config import RunConfig
     from hpc_molgen.systems.base import MolecularSystem
+
+
+def check_stages(config: RunConfig, stages: Sequence[str]) -> None:
+    """Check that the surrogate can serve the stages that are asked for.
+
+    Raises
+    ------
+    InputError
+        For stages that work on structures when the surrogate makes trajectories of collective variables.
+    """
+    beyond = [stage for stage in stages if stage not in ("reference", "featurize", "train")]
+    if isinstance(config.surrogate, GanConfig) and beyond:
+        raise InputError(
+            f"surrogate.name 'gan' makes trajectories, and the stages {', '.join(beyond)} work on structures: run or submit it "
+            "with --to train"
+        )
 
 
 def check(config: RunConfig, system: MolecularSystem) -> None:
@@ -23,12 +40,10 @@ def check(config: RunConfig, system: MolecularSystem) -> None:
     """
     from hpc_molgen.representations.base import representation_class
     from hpc_molgen.representations.zmatrix import ZMatrix
-    from hpc_molgen.surrogates.base import surrogate_class
 
     topology = system.topology
     checks: list[Callable[[], object]] = [
         lambda: representation_class(config.representation.name),
-        lambda: surrogate_class(config.surrogate.name),
         lambda: ZMatrix(topology),
         lambda: _flexible(config, system),
         lambda: _batched(config, system),

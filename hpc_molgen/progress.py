@@ -29,11 +29,14 @@ class Progress:
         For example "walkers" or "steps".
     path : Path, optional
         Where `status` finds it; None on ranks that show nothing.
+    of : int
+        Number of jobs that each count such a part.
     """
 
-    def __init__(self, label: str, total: float, unit: str, path: Path | None) -> None:
-        self.label, self.total, self.unit, self.path = label, total, unit, path
+    def __init__(self, label: str, total: float, unit: str, path: Path | None, of: int = 1) -> None:
+        self.label, self.total, self.unit, self.path, self.of = label, total, unit, path, of
         self.done = 0.0
+        self._before: float | None = None
         self._started = time.monotonic()
         self._last_log = self._last_write = self._started
         self._bar: Any = None
@@ -57,17 +60,20 @@ class Progress:
 
     def advance(self, amount: float = 1.0) -> None:
         """Count `amount` more."""
-        self.set(self.done + amount)
+        self.done += amount
+        self._show()
 
     def set(self, done: float) -> None:
-        """Set the amount done."""
+        """Set the amount done; the first value is what an earlier attempt left, and tells nothing of the speed."""
+        if self._before is None:
+            self._before = done
         self.done = done
         self._show()
 
     @property
     def eta_s(self) -> float | None:
         """Seconds left at the speed so far."""
-        elapsed, mine = time.monotonic() - self._started, self.done
+        elapsed, mine = time.monotonic() - self._started, self.done - (self._before or 0.0)
         return elapsed / mine * (self.total - self.done) if mine > 0 else None
 
     def _show(self) -> None:
@@ -90,6 +96,7 @@ class Progress:
             "progress": self.done / self.total if self.total else 1.0,
             "eta_s": self.eta_s,
             "rate": f"{self.done:.0f} of {self.total:.0f} {self.unit}",
+            "of": self.of,
         }
         partial = self.path.with_suffix(f".partial-{os.getpid()}")
         try:

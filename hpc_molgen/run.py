@@ -9,21 +9,21 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from hpc_molgen import __version__, interrupts
+from hpc_molgen import __version__, failures, interrupts, locks
 from hpc_molgen.config import RunConfig, dump_config, load_config
-from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError, Interrupted
+from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
 from hpc_molgen.files import read_json, write_atomically, write_json
 from hpc_molgen.progress import Progress
-from hpc_molgen.workers import Workers, available_cores, cpu_seconds
+from hpc_molgen.provenance import provenance
+from hpc_molgen.workers import ShareDone, Workers, cpu_seconds
 
 if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # settings of how a stage runs that do not change what it computes
 _HEADER = "# a run of hpc-molgen: the resolved configuration\n"
-_HOW = {"checkpoint_every_s", "device", "log_every", "threads"}
+_HOW = {"checkpoint_every_s", "device", "log_every", "threads", "accumulate", "compile"}
 
 
 class Run:
@@ -74,14 +74,14 @@ class Run:
             own = directory / "config.yaml"
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                others = {path.name for path in directory.iterdir()} - {"lock"}
+                others = {path.name for path in directory.iterdir() if not path.name.startswith((".", "lock", "logs"))}
                 foreign = others and not (own.is_file() and own.read_text().startswith(_HEADER))
             except OSError as error:
                 raise EnvironmentProblem(f"{directory}: cannot be written ({error}); choose another --out") from error
             if foreign:
                 raise InputError(f"{directory}: holds files that are not of an hpc-molgen run; choose another --out")
             text = (_HEADER + dump_config(config)).encode()
-            with cls(directory, config, Workers()).lock():
+            with cls(directory, config, Workers(share=workers.share)).lock():
                 if not own.is_file() or own.read_bytes() != text:
                     write_atomically(own, text)
         workers.barrier()
@@ -90,9 +90,20 @@ class Run:
     @classmethod
     def open(cls, directory: Path, workers: Workers | None = None) -> Run:
         """Open an existing run directory."""
-        if not (directory / "config.yaml").is_file():
-            raise InputError(f"{directory}: not a run directory (it has no config.yaml)")
-        return cls(directory, load_config(str(directory / "config.yaml")), workers or Workers())
+        workers = workers or Workers()
+
+        def read() -> RunConfig | str:
+            try:
+                if not (directory / "config.yaml").is_file():
+                    return f"{directory}: not a run directory (it has no config.yaml)"
+                return load_config(str(directory / "config.yaml"))
+            except InputError as error:
+                return str(error)
+
+        config = workers.from_root(read)  # the others may not see the folder: `lock` finds out
+        if isinstance(config, str):
+            raise InputError(config)
+        return cls(directory, config, workers)
 
     @functools.cached_property
     def system(self) -> MolecularSystem:
@@ -107,7 +118,9 @@ class Run:
 
     def progress(self, stage: str, total: float, unit: str) -> Progress:
         """Progress of a stage: a bar on a terminal, log lines elsewhere, and a file for `hpc-molgen status`."""
-        return Progress(stage, total, unit, self.path(stage, "progress.json") if self.workers.is_root else None)
+        number, of = self.workers.share
+        name = "progress.json" if of == 1 else f"progress-{number:05d}.json"
+        return Progress(stage, total / of, unit, self.path(stage, name) if self.workers.is_root else None, of)
 
     def fingerprint(self, stage: str) -> str:
         """Hash of all that the stage's results depend on: its sections, the seed, the schema, and what it reads."""
@@ -138,14 +151,17 @@ class Run:
         problem = self.workers.from_root(lambda: self._missing_input(stage))
         if problem:
             raise InputError(problem)
-        if self.workers.is_root:
-            self._enter(stage)
-        self.workers.barrier()
+        problem = self.workers.from_root(lambda: self._enter(stage))
+        if problem:
+            raise InputError(problem)
         details: dict[str, Any] = {}
         wall, cpu = time.perf_counter(), cpu_seconds()
         try:
             yield details
             interrupts.check()
+        except ShareDone:
+            self._count(stage, wall, cpu, None)
+            return
         except BaseException as error:
             self._count(stage, wall, cpu, error)
             raise
@@ -154,7 +170,8 @@ class Run:
         if self.workers.is_root:
             record = {"stage": stage, "fingerprint": self.fingerprint(stage), "details": details}
             write_json(self.path(stage, "done.json"), record | {"provenance": provenance()})
-            self.path(stage, "progress.json").unlink(missing_ok=True)
+            for path in self.path(stage).glob("progress*.json"):
+                path.unlink(missing_ok=True)
         self.workers.barrier()
 
     def _missing_input(self, stage: str) -> str:
@@ -164,21 +181,25 @@ class Run:
                 return f"{stage} needs the stage '{name}', which {state}: run it first, for example with --from {name}"
         return ""
 
-    def _enter(self, stage: str) -> None:
+    def _enter(self, stage: str) -> str:
+        """Make the stage's folder ready, one job of an array at a time; return what is in the way."""
         directory, fingerprint = self.path(stage), self.fingerprint(stage)
         marker = directory / "inputs.json"
-        if directory.is_dir() and any(directory.iterdir()):
-            known = read_json(marker).get("fingerprint") if marker.is_file() else None
-            if known is None:
-                raise InputError(f"{directory}: holds files that no stage of hpc-molgen wrote; choose another --out")
-            if known != fingerprint:
-                kept = directory.with_name(f"{stage}.old-{known}")
-                log.info("%s: its inputs have changed, earlier results of this stage are kept in %s", stage, kept)
-                shutil.rmtree(kept, ignore_errors=True)
-                directory.rename(kept)
-        for name in ("failed.json", "done.json"):
-            (directory / name).unlink(missing_ok=True)
-        write_json(marker, {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
+        with open(self.path("entering"), "a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if directory.is_dir() and any(directory.iterdir()):
+                known = read_json(marker).get("fingerprint") if marker.is_file() else None
+                if known is None:
+                    return f"{directory}: holds files that no stage of hpc-molgen wrote; choose another --out"
+                if known != fingerprint:
+                    kept = directory.with_name(f"{stage}.old-{known}")
+                    log.info("%s: its inputs have changed, earlier results of this stage are kept in %s", stage, kept)
+                    shutil.rmtree(kept, ignore_errors=True)
+                    directory.rename(kept)
+            (directory / "done.json").unlink(missing_ok=True)
+            failures.forget(directory, self.workers)
+            write_json(marker, {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
+        return ""
 
     def _count(self, stage: str, wall: float, cpu: float, error: BaseException | None) -> None:
         """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
@@ -190,41 +211,17 @@ class Run:
         with contextlib.suppress(OSError), open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
         interrupted = isinstance(error, KeyboardInterrupt | Interrupted) or interrupts.came()
-        if error is not None and self.workers.is_root and not interrupted:
-            message = str(error) if isinstance(error, HpcMolgenError) else f"{type(error).__name__}: {error}"
-            with contextlib.suppress(EnvironmentProblem):
-                write_json(self.path(stage, "failed.json"), {"error": message, "time": time.strftime("%Y-%m-%d %H:%M:%S")})
+        if error is not None and not interrupted:
+            failures.note(self.path(stage), error, self.workers)
 
     def details(self, stage: str) -> dict[str, Any]:
         """Figures that a finished stage recorded."""
         details: dict[str, Any] = read_json(self.path(stage, "done.json"))["details"]
         return details
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Refuse a second program on the same run directory; the lock goes with the process that holds it."""
-        problem = ""
-        handle: IO[str] | None = None
-        if self.workers.is_root:
-            try:
-                handle = open(self.path("lock"), "a+")  # noqa: SIM115 (held until the end of the block)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                handle.truncate(0)
-                handle.write(f"{os.getpid()} on {socket.gethostname()}\n")
-                handle.flush()
-            except BlockingIOError:
-                holder = self.path("lock").read_text().strip()
-                problem = f"{self.directory}: another hpc-molgen ({holder}) works on this run; wait or choose another --out"
-            except OSError as error:
-                problem = f"{self.directory}: cannot be written ({error}); choose another --out"
-        problem = self.workers.from_root(lambda: problem)
-        if problem:
-            raise EnvironmentProblem(problem)
-        try:
-            yield
-        finally:
-            if handle is not None:
-                handle.close()
+    def lock(self) -> AbstractContextManager[None]:
+        """Refuse a second program on the same run directory; see `locks.hold`."""
+        return locks.hold(self.directory, self.workers)
 
 
 def _named_files(system: dict[str, Any], reference: dict[str, Any]) -> list[str]:
@@ -240,55 +237,6 @@ def _file_stamp(path: Path) -> list[int | str]:
     return [size, hashlib.sha256(path.read_bytes()).hexdigest() if size < 2**25 else path.stat().st_mtime_ns]
 
 
-@functools.cache
-def provenance() -> dict[str, Any]:
-    """Software, hardware and commit that produced a result."""
-    from importlib import metadata
-
-    packages = ("torch", "openmm", "mdtraj", "numpy", "scipy", "h5py", "deeptime", "mpi4py")
-    versions = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    model = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "hpc_molgen": __version__,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "packages": versions,
-        "cpu": model,
-        "cores": available_cores(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": _gpus(),
-        "load_average": list(os.getloadavg()),
-        "container": os.environ.get("APPTAINER_CONTAINER", ""),
-        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
-    }
-
-
-def _git_commit() -> str:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
-
-
-def _gpus() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return found.stdout.split("\n")[:-1] if found.returncode == 0 else []
-
-
 def stage_costs(run: Run, stage: str) -> dict[str, float]:
     """Return what a stage cost over all attempts: CPU seconds of all ranks, wall seconds, number of attempts."""
     path = run.path("costs", f"{stage}.jsonl")
@@ -299,36 +247,3 @@ def stage_costs(run: Run, stage: str) -> dict[str, float]:
         "wall_s": sum(record["wall_s"] for record in root),
         "attempts": float(len(root)),
     }
-
-
-def run_status(directory: Path) -> list[dict[str, Any]]:
-    """Return state, progress and last error of each stage, from files alone (it never waits for the run)."""
-    run = Run.open(directory)
-    rows = []
-    for stage in STAGES:
-        row: dict[str, Any] = {"stage": stage, "state": "waiting", "progress": None, "eta_s": None, "rate": "", "error": ""}
-        folder = run.path(stage)
-        if run.is_done(stage):
-            row["state"] = "done"
-        elif (folder / "failed.json").is_file():
-            row |= {"state": "failed", "error": read_json(folder / "failed.json")["error"]}
-        elif (folder / "inputs.json").is_file() and not (folder / "done.json").is_file():
-            row["state"] = "running" if _lock_is_held(directory) else "interrupted"
-        elif (folder / "done.json").is_file():
-            row["state"] = "out of date"
-        if (folder / "progress.json").is_file():
-            with contextlib.suppress(InputError):
-                row |= {key: value for key, value in read_json(folder / "progress.json").items() if key in row}
-        rows.append(row)
-    return rows
-
-
-def _lock_is_held(directory: Path) -> bool:
-    try:
-        with open(directory / "lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.config import SampleConfig, dump_config
-from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
+from hpc_molgen.ensemble import Ensemble, read_attributes, read_ensemble, write_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
@@ -53,37 +53,40 @@ def plan_shards(run: Run) -> list[Shard]:
 
 def sample_shard(shard: Shard) -> dict[str, float]:
     """Draw one shard and write it; return its cost. A finished shard is kept."""
-    import torch
+    if not shard.path.exists():
+        _draw(shard)
+    attributes = read_attributes(shard.path)
+    return {"cpu_s": float(attributes["cpu_s"]), "wall_s": float(attributes["wall_s"])}
 
-    from hpc_molgen.ensemble import read_attributes
+
+def _draw(shard: Shard) -> None:
+    import torch  # here, so that merging the shards of an array starts without it
+
     from hpc_molgen.representations.base import load_representation
     from hpc_molgen.surrogates.base import load_surrogate
 
-    if not shard.path.exists():
-        torch.set_num_threads(1)  # shards are the parallelism: one core each
-        watch = Stopwatch()
-        surrogate = load_surrogate(shard.surrogate, shard.system.key)
-        if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
-            raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
-        if torch.cuda.is_available():
-            surrogate = surrogate.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
-        representation = load_representation(shard.representation, shard.system)
-        features, log_q = surrogate.sample(
-            shard.n,
-            derive_seed(shard.seed, "sample", shard.index),
-            sampler=shard.config.sampler,
-            n_steps=n_steps(shard.config),
-            log_density=shard.config.log_density and shard.config.sampler == "ode",
-        )
-        positions, log_abs_det = representation.decode(features.cpu())
-        log_density = None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
-        ensemble = Ensemble.create(
-            shard.system, positions.numpy(), log_density=log_density, parent=np.arange(shard.start, shard.start + shard.n)
-        )
-        attributes = {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s}
-        write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
-    attributes = read_attributes(shard.path)
-    return {"cpu_s": float(attributes["cpu_s"]), "wall_s": float(attributes["wall_s"])}
+    torch.set_num_threads(1)  # shards are the parallelism: one core each
+    watch = Stopwatch()
+    surrogate = load_surrogate(shard.surrogate, shard.system.key)
+    if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
+        raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
+    if torch.cuda.is_available():
+        surrogate = surrogate.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
+    representation = load_representation(shard.representation, shard.system)
+    features, log_q = surrogate.sample(
+        shard.n,
+        derive_seed(shard.seed, "sample", shard.index),
+        sampler=shard.config.sampler,
+        n_steps=n_steps(shard.config),
+        log_density=shard.config.log_density and shard.config.sampler == "ode",
+    )
+    positions, log_abs_det = representation.decode(features.cpu())
+    log_density = None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
+    ensemble = Ensemble.create(
+        shard.system, positions.numpy(), log_density=log_density, parent=np.arange(shard.start, shard.start + shard.n)
+    )
+    attributes = {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s}
+    write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
 
 
 def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from hpc_molgen import interrupts
 from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.torch_ranks import TorchComm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,40 +46,14 @@ def _choose_transport() -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use, by its affinity mask."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: by its affinity mask, and no more than Slurm gave it where masks are not set."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    n = len(os.sched_getaffinity(0))
+    return min(n, int(given)) if given.isdigit() else n
 
 
-class TorchComm:
-    """The few collectives that `Workers` needs, with mpi4py's names, on torchrun's ranks."""
-
-    def __init__(self) -> None:
-        import torch
-        import torch.distributed as dist
-
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(dist.destroy_process_group)  # gloo threads still running at exit would abort the process
-        self._dist = dist
-
-    def Get_rank(self) -> int:
-        """Rank of this process."""
-        return int(self._dist.get_rank())
-
-    def Get_size(self) -> int:
-        """Number of ranks."""
-        return int(self._dist.get_world_size())
-
-    def bcast(self, value: Any) -> Any:
-        """Value of rank 0, on all ranks."""
-        box = [value]
-        self._dist.broadcast_object_list(box)
-        return box[0]
-
-    def allgather(self, value: Any) -> list[Any]:
-        """Values of all ranks, on all ranks."""
-        values = [None] * self.Get_size()
-        self._dist.all_gather_object(values, value)
-        return values
+class ShareDone(Exception):
+    """The items of this job's share are done; the other jobs of the array do theirs. `Run.stage` ends the stage quietly."""
 
 
 class Workers:
@@ -90,17 +65,19 @@ class Workers:
         Communicator; None uses local processes.
     n_processes : int
         Local processes when there is no communicator; 1 runs everything in this process.
+    share : (int, int)
+        Job k of an array of n jobs does items k, k + n, k + 2n, ... of every `map`; (0, 1) does all of them.
     """
 
-    def __init__(self, comm: Any = None, n_processes: int = 1) -> None:
-        self.comm = comm
+    def __init__(self, comm: Any = None, n_processes: int = 1, share: tuple[int, int] = (0, 1)) -> None:
+        self.comm, self.share = comm, share
         self.is_torchrun = isinstance(comm, TorchComm)
         self.n_processes = n_processes
         self.rank: int = comm.Get_rank() if comm is not None else 0
         self.size: int = comm.Get_size() if comm is not None else 1
 
     @classmethod
-    def detect(cls) -> Workers:
+    def detect(cls, share: tuple[int, int] = (0, 1)) -> Workers:
         """Use the ranks that torchrun or an MPI launcher made, else every core of this machine.
 
         Raises
@@ -109,10 +86,10 @@ class Workers:
             When a launcher started several ranks but MPI is missing or every rank sees a world of its own.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ:
-            return cls(TorchComm())
+            return cls(TorchComm(), share=share)
         size = launched_size()
         if size == 1:
-            return cls(n_processes=available_cores())
+            return cls(n_processes=available_cores(), share=share)
         _choose_transport()
         try:
             from mpi4py import MPI
@@ -126,7 +103,7 @@ class Workers:
                 f"the launcher started {size} ranks, but MPI sees {MPI.COMM_WORLD.Get_size()}: the launcher and mpi4py use "
                 "different MPI libraries. Use the mpiexec of this environment, or srun with the matching --mpi type."
             )
-        return cls(MPI.COMM_WORLD)
+        return cls(MPI.COMM_WORLD, share=share)
 
     @property
     def is_root(self) -> bool:
@@ -148,8 +125,13 @@ class Workers:
             atexit.register(_leave, exit_code)  # the last registered is the first called
 
     def abort(self, exit_code: int) -> None:
-        """End every rank after an error on this one, so that none waits for ever in a collective."""
-        if self.comm is not None and not self.is_torchrun:
+        """End every rank after an error on this one, so that none waits for ever in a collective.
+
+        Torch's ranks are ended by their launcher once this one is gone; destroying their group first would wait for them.
+        """
+        if self.is_torchrun:
+            _leave(exit_code)
+        elif self.comm is not None:
             self.comm.Abort(exit_code)
 
     @property
@@ -177,6 +159,14 @@ class Workers:
         result: Result = self.comm.bcast(value)
         return result
 
+    def gather(self, value: Result) -> list[Result]:
+        """Return the values of all ranks, on every rank."""
+        if self.comm is None:
+            return [value]
+        self.barrier()
+        values: list[Result] = self.comm.allgather(value)
+        return values
+
     def map(
         self,
         function: Callable[[Item], Result],
@@ -186,7 +176,21 @@ class Workers:
         """Apply a picklable `function` to every item; return all results in order, on every rank.
 
         `on_result` is called on the rank (or in the parent process) as results come in.
+
+        Raises
+        ------
+        ShareDone
+            When these workers had a share of the items alone, and it is done.
         """
+        number, of = self.share
+        if of == 1:
+            return self._map(function, items, on_result)
+        self._map(function, items[number::of], on_result)
+        raise ShareDone
+
+    def _map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], on_result: Callable[[Result], None] | None
+    ) -> list[Result]:
         if self.comm is not None:
             mine = []
             for index in range(self.rank, len(items), self.size):
@@ -214,7 +218,8 @@ class Workers:
         on_result: Callable[[Result], None] | None,
     ) -> list[Result]:
         context = multiprocessing.get_context("spawn")
-        cores = context.Queue()
+        with interrupts.starting_children():
+            cores = context.Queue()
         for number, core in enumerate(sorted(os.sched_getaffinity(0))):
             cores.put((number, core))
         n_processes = min(self.n_processes, len(items))
@@ -222,7 +227,8 @@ class Workers:
             n_processes, context, _start_process, (cores, n_processes, os.getpid())
         )
         try:
-            futures = [executor.submit(function, item) for item in items]
+            with interrupts.starting_children():
+                futures = [executor.submit(function, item) for item in items]
             for future in concurrent.futures.as_completed(futures):
                 interrupts.check()
                 if on_result:
@@ -260,7 +266,7 @@ def _start_process(cores: Any, n_processes: int, parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
-    if n_processes <= available_cores():
+    if n_processes <= available_cores() == len(os.sched_getaffinity(0)):  # else other jobs may be on the first cores
         number, core = cores.get(timeout=10)
         os.environ["LOCAL_RANK"] = str(number)
         os.sched_setaffinity(0, {core})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4

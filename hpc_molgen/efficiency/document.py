@@ -249,7 +249,7 @@ def _training(run: Run, results: Results) -> Section | None:
     text = (
         f"{run.config.surrogate.name} surrogate, {details['n_parameters']:,} parameters, {run.config.train.n_steps:,} steps "
         f"of {run.config.train.batch_size:,} "
-        f"on {details['n_frames']:,} frames, {details['ranks']} rank(s) on {details['device']}. Last loss "
+        f"on {details['n_items']:,} frames, {details['ranks']} rank(s) on {details['device']}. Last loss "
         f"{number(details['loss'], 4)} (training batches), {number(details['held_out_loss'], 4)} (held-out)."
     )
     caption = (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.files import read_json
-from hpc_molgen.run import STAGES, provenance
+from hpc_molgen.provenance import provenance
+from hpc_molgen.run import STAGES
 
 if TYPE_CHECKING:
     from hpc_molgen.analysis.free_energy import Estimate

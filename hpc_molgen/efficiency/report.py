@@ -22,7 +22,7 @@ from hpc_molgen.efficiency.record import report_record, stage_provenance
 from hpc_molgen.efficiency.verdict import decide, gate
 from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.files import write_json
-from hpc_molgen.run import provenance
+from hpc_molgen.provenance import provenance
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run

@@ -8,31 +8,41 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_molgen import preflight
 from hpc_molgen.config import RunConfig
-from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError, InputError
-from hpc_molgen.files import read_json
+from hpc_molgen.errors import EnvironmentProblem, InputError
+from hpc_molgen.launch import local, submissions
+from hpc_molgen.launch.plan import Job, plan_jobs
+from hpc_molgen.launch.script import script_text, slurm_executor
 from hpc_molgen.launch.site import SiteConfig, load_site
-from hpc_molgen.launch.tasks import GPU_MASK, run_stage
-from hpc_molgen.run import STAGES, Run
+from hpc_molgen.launch.submissions import SubmittedJob
+from hpc_molgen.launch.tasks import run_stage
+from hpc_molgen.run import Run
 from hpc_molgen.workers import Workers
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
-_ONE_TASK = ("featurize", "report")
-_NO_GPU = ("featurize",)
-_LOCAL_MINUTES = 30 * 24 * 60  # submitit's own default would end a stage after 2 minutes
+_OF_ONE_MACHINE = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"}
+_HINTS = {
+    "accounting/QOS policy": "a limit of your account or QOS is reached: wait for jobs to end, or ask for another qos",
+    "Invalid account": "name an account of yours in the site file (sacctmgr show associations user=$USER)",
+    "invalid partition": "name a partition in the site file (sinfo shows them)",
+    "node configuration is not available": "no node of the partition has what the site file asks for (sinfo --Node --long)",
+    "time limit is invalid": "give fewer 'minutes' in the site file, or another partition",
+    "generic resource": "'gpus_per_node' of the site file names GPUs that are not here (sinfo --Format=Gres)",
+    "contact slurm controller": "Slurm's controller does not answer: try again later",
+}
 
 
-def submit_stages(config: RunConfig, site: str, out: Path, *, only: str | None, dry_run: bool) -> Iterator[str]:
-    """Submit the stages that are not done yet as a chain of jobs; yield lines that say what was done.
+def submit_stages(config: RunConfig, site: str, out: Path, stages: Sequence[str], *, dry_run: bool) -> Iterator[str]:
+    """Submit those of `stages` that are not done as a chain of jobs; yield lines that say what was done.
 
     Parameters
     ----------
@@ -41,8 +51,8 @@ def submit_stages(config: RunConfig, site: str, out: Path, *, only: str | None, 
         A site's name or file; "local" runs the stages here, one after the other.
     out : Path
         Run directory, on a file system that the nodes share.
-    only : str, optional
-        Submit this stage alone.
+    stages : sequence of str
+        In order.
     dry_run : bool
         Yield the text of the sbatch scripts; write and submit nothing.
 
@@ -51,7 +61,7 @@ def submit_stages(config: RunConfig, site: str, out: Path, *, only: str | None, 
     InputError
         When the site or the run directory cannot be used.
     EnvironmentProblem
-        When there is no Slurm or it refuses a job; nothing stays submitted then.
+        When there is no Slurm, it refuses a job (nothing stays submitted then), or jobs of this run are not over.
     HpcMolgenError
         When a stage fails under "local".
     """
@@ -64,20 +74,23 @@ def submit_stages(config: RunConfig, site: str, out: Path, *, only: str | None, 
             "sbatch and srun are not on PATH: this is no login node of a Slurm cluster (or its module is not loaded). "
             "See the scripts with --dry-run, or run here with --site local or 'hpc-molgen run'"
         )
+    if not dry_run and site != "local":
+        submissions.refuse_while_active(out, submissions.read(out))
+    preflight.check_stages(config, stages)
     run = Run(out, config, Workers()) if dry_run else Run.create(out, config, Workers())
-    todo = []
-    for stage in [only] if only else STAGES:
-        if run.is_done(stage):
-            yield f"{stage:10s} done before with the same inputs"
-        else:
-            todo.append(stage)
+    yield from (f"{stage:10s} done before with the same inputs" for stage in stages if run.is_done(stage))
+    jobs = plan_jobs(run, settings, stages)
     folder = Path(settings.folder).expanduser().absolute() if settings.folder else out / "submitit"
     # a new folder each time: job ids may start again on a cluster, and submitit would take old results for new ones
     folder /= f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    if not dry_run and todo:
+    if not dry_run and jobs:
         _make_private(folder)
-    act = _run_here if site == "local" else _submit_chain
-    yield from act(run, settings, folder, todo, dry_run)
+    if site == "local":
+        yield from local.run_here(run, folder, [stage for job in jobs for stage in job.stages], dry_run=dry_run)
+    elif dry_run:
+        yield from _scripts(run, settings, folder, jobs)
+    elif jobs:
+        yield from _submit_chain(run, settings, site, folder, jobs)
 
 
 def _make_private(folder: Path) -> None:
@@ -89,107 +102,82 @@ def _make_private(folder: Path) -> None:
         raise EnvironmentProblem(f"{folder}: cannot be made ({error}); choose another --out or 'folder' of the site") from error
 
 
-def _submit_chain(run: Run, site: SiteConfig, folder: Path, stages: list[str], dry_run: bool) -> Iterator[str]:
-    """Submit `stages` so that each waits for the one before it."""
-    jobs: list[str] = []
-    previous = ""
-    for stage in stages:
-        executor = slurm_executor(site, folder, f"{run.config.name}-{stage}", stage, previous)
-        if dry_run:
-            yield f"# ---- {stage}\n{executor._make_submission_file_text(executor._submitit_command_str, '')}"
-            previous = f"JOB_ID_OF_{stage.upper()}"
-            continue
-        previous = _submit(executor, stage, run.directory, jobs)
-        jobs.append(previous)
-        yield f"{stage:10s} job {previous}   log {folder / f'{previous}_0_log.out'}"
-    if jobs:
-        yield f"follow:    hpc-molgen status {shlex.quote(str(run.directory))}"
-        yield f"           squeue --jobs={','.join(jobs)}"
+def _scripts(run: Run, site: SiteConfig, folder: Path, jobs: list[Job]) -> Iterator[str]:
+    """Yield the text of each job's script."""
+    after = ""
+    for job in jobs:
+        executor = slurm_executor(site, job, run.directory, folder, _name(run, job), after)
+        yield f"# ---- {', '.join(job.stages)}\n{script_text(executor, job)}"
+        after = f"JOB_ID_OF_{job.name.upper()}"
 
 
-def slurm_executor(site: SiteConfig, folder: Path, name: str, stage: str, after: str) -> SlurmExecutor:
-    """Return submitit's executor for one stage, which starts when the job `after` has ended well."""
-    try:
-        from submitit import SlurmExecutor
-    except ImportError as error:
-        raise EnvironmentProblem(f"submitit cannot be used ({error}): pip install 'hpc-molgen[slurm]'") from error
-
-    class Executor(SlurmExecutor):
-        @classmethod
-        def affinity(cls) -> int:
-            return 2  # submitit asks for srun even to write the text of a script; we have looked for it where it matters
-
-    executor = Executor(folder, python=shlex.quote(str(Path(site.python).expanduser())))
-    one_task = stage in _ONE_TASK
-    limits = {str(name): minutes for name, minutes in site.stage_minutes.items()}
-    extra = {"kill-on-invalid-dep": "yes"}  # else the jobs after a failed one stay in the queue for ever
-    if after:
-        extra["dependency"] = f"afterok:{after}"
-    if site.mail:
-        extra |= {"mail-user": site.mail, "mail-type": "END,FAIL"}
-    executor.update_parameters(
-        job_name=name,
-        partition=site.partition,
-        account=site.account,
-        qos=site.qos,
-        constraint=site.constraint,
-        nodes=1 if one_task else site.nodes,
-        ntasks_per_node=1 if one_task else site.tasks_per_node,
-        cpus_per_task=site.cpus_per_task,
-        gpus_per_node=site.gpus_per_node if site.gpus_per_node and stage not in _NO_GPU else None,
-        mem=site.memory,
-        time=limits.get(stage, site.minutes),
-        setup=list(site.setup) or None,
-        additional_parameters=extra,
-        stderr_to_stdout=True,
-        wckey=None,  # submitit's own default key is refused by clusters that keep books of them
-        # srun does not take --cpus-per-task from sbatch since Slurm 22.05, and lets the others wait for a rank that died
-        srun_args=[f"--mpi={site.mpi}", "--kill-on-bad-exit=1", f"--cpus-per-task={site.cpus_per_task}"],
-    )
-    return executor
+def _submit_chain(run: Run, site: SiteConfig, source: str, folder: Path, jobs: list[Job]) -> Iterator[str]:
+    """Submit `jobs` so that each waits for the one before it; keep a record in the run directory."""
+    kind = _local_file_system(run.directory)
+    if kind:
+        yield f"note:      {run.directory} lies on {kind}, a file system of this machine: compute nodes may not see it"
+    earlier = submissions.read(run.directory)
+    record: dict[str, Any] = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "site": source, "folder": str(folder), "jobs": []}
+    submitted: list[SubmittedJob] = record["jobs"]
+    for job in jobs:
+        name = _name(run, job)
+        executor = slurm_executor(site, job, run.directory, folder, name, submitted[-1].job if submitted else "")
+        number = _submit(executor, job, run.directory, submitted)
+        submitted.append(SubmittedJob(name, number, job.stages, job.array, str(folder)))
+        submissions.write(run.directory, [*earlier, record])  # now: what is in the queue must be found whatever comes next
+        array = f" [0-{job.array - 1}]" if job.array > 1 else ""
+        yield f"{job.name:10s} job {number}{array}   stages {', '.join(job.stages)}   log {submitted[-1].log()}"
+    numbers = [one.job for one in submitted]
+    yield f"follow:    hpc-molgen status {shlex.quote(str(run.directory))}"
+    yield f"           squeue --jobs={','.join(numbers)}"
+    yield f"stop:      scancel {' '.join(numbers)}"
 
 
-def _submit(executor: SlurmExecutor, stage: str, out: Path, jobs: list[str]) -> str:
-    """Submit one stage and return its job id; when Slurm refuses, take back the `jobs` before it."""
+def _name(run: Run, job: Job) -> str:
+    return f"{run.config.name}-{job.name}"
+
+
+def _submit(executor: SlurmExecutor, job: Job, run: Path, submitted: list[SubmittedJob]) -> str:
+    """Submit one job and return its number; when Slurm refuses, take back those `submitted` before it."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    arguments = ",".join(job.stages), str(run)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises as well
-            return str(executor.submit(run_stage, stage, str(out)).job_id)
+        with contextlib.redirect_stderr(io.StringIO()), _outside_of_jobs():  # submitit prints what it raises as well
+            if job.array == 1:
+                return str(executor.submit(run_stage, *arguments).job_id)
+            elements = executor.map_array(run_stage, *([argument] * job.array for argument in arguments))
+            return str(elements[0].job_id).partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
-        taken_back = ""
-        if jobs:
+        said = str(error).strip()
+        hints = [hint for part, hint in _HINTS.items() if part.lower() in said.lower()]
+        message = f"Slurm refused the job of stage '{job.name}': {'; '.join([said, *hints])}"
+        if submitted:
+            jobs = [one.job for one in submitted]
             subprocess.run(["scancel", *jobs], check=False, capture_output=True, timeout=60)
-            taken_back = f"; the jobs submitted before it ({', '.join(jobs)}) were cancelled"
-        raise EnvironmentProblem(f"Slurm refused the job of stage '{stage}': {str(error).strip()}{taken_back}") from error
+            message += f"; the jobs submitted before it ({', '.join(jobs)}) were cancelled"
+        raise EnvironmentProblem(message) from error
 
 
-def _run_here(run: Run, _: SiteConfig, folder: Path, stages: list[str], dry_run: bool) -> Iterator[str]:
-    """Run `stages` one after the other through submitit's local executor, each on all cores of this machine."""
-    if dry_run:
-        yield from (f"{stage:10s} would run on this machine" for stage in stages)
-        return
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide variables of a job in which we may run: sbatch would hand its memory, its tasks, its place in an array on."""
+    inherited = {name: value for name, value in os.environ.items() if name.startswith("SLURM_") and name != "SLURM_CONF"}
+    for name in inherited:
+        del os.environ[name]
     try:
-        from submitit import LocalExecutor
-    except ImportError as error:
-        raise EnvironmentProblem(f"submitit cannot be used ({error}): pip install 'hpc-molgen[slurm]'") from error
+        yield
+    finally:
+        os.environ.update(inherited)
 
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        os.environ[GPU_MASK] = os.environ["CUDA_VISIBLE_DEVICES"]
-    executor = LocalExecutor(folder)
-    executor.update_parameters(timeout_min=_LOCAL_MINUTES, stderr_to_stdout=True)
-    for stage in stages:
-        job: Any = executor.submit(run_stage, stage, str(run.directory))
-        log = folder / f"{job.job_id}_0_log.out"
-        yield f"{stage:10s} runs here   log {log}"
-        try:
-            job.wait()
-        except BaseException:
-            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the stage
-            job.wait()
-            raise
-        if not run.is_done(stage):
-            failed = run.path(stage, "failed.json")
-            reason = read_json(failed)["error"] if failed.is_file() else "it ended without an error of its own"
-            raise HpcMolgenError(f"stage '{stage}' failed: {reason}\nlog: {log}")
-    yield f"done:      hpc-molgen status {shlex.quote(str(run.directory))}"
+
+def _local_file_system(path: Path) -> str:
+    """Return the type of the file system under `path` if it looks like one that no other machine sees."""
+    try:
+        lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    path = path.resolve()
+    under = [(len(where), kind) for _, where, kind, *_ in lines if path.is_relative_to(where)]
+    kind = max(under, default=(0, ""), key=lambda mount: mount[0])[1]
+    return kind if kind in _OF_ONE_MACHINE else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -13,43 +13,73 @@ from torch import nn
 from hpc_molgen.errors import InputError
 from hpc_molgen.tensorfiles import load_tensors, save_tensors
 
-SURROGATES = {"diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionSurrogate"}
+SURROGATES = {
+    "diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionSurrogate",
+    "gan": "hpc_molgen.surrogates.gan.surrogate:TrajectoryGan",
+}
 
 
 class Surrogate(nn.Module, abc.ABC):
-    """A generative model of feature vectors.
+    """A generative model of arrays of features: one feature vector for each item, or a time series of them.
 
     A subclass is built from keyword arguments of plain values alone, kept as `hyperparameters`: its file needs no pickle.
+
+    Attributes
+    ----------
+    of : {"structures", "trajectories"}
+        What an item is.
+    has_log_density : bool
+        Whether ln q of a sample is known.
+    adam_betas : (float, float)
+        Of the optimiser of every part.
+    twice_differentiated : tuple of str
+        Parts whose loss holds gradients of its own network: torch.compile cannot differentiate those twice.
     """
 
+    of: ClassVar[Literal["structures", "trajectories"]] = "structures"
     has_log_density: bool
+    adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
+    twice_differentiated: ClassVar[tuple[str, ...]] = ()
     hyperparameters: dict[str, Any]
 
     @abc.abstractmethod
     def parts(self) -> dict[str, nn.Module]:
-        """Return the parts that have an optimiser each (a score; or a generator and a critic)."""
+        """Return the parts that have an optimiser each (a score; or a critic and a generator), in the order of updates."""
+
+    def updates(self) -> tuple[str, ...]:
+        """Return the parts that one training step updates, in order; a part may occur several times."""
+        return tuple(self.parts())
+
+    def averaged(self) -> tuple[str, ...]:
+        """Return the parts of which the trained surrogate holds the moving average over steps; of others, the last state."""
+        return tuple(self.parts())
 
     @abc.abstractmethod
-    def draw_noise(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Draw all randomness of one training step for a global batch of `n` items; first axis of each tensor: items.
+    def draw_noise(self, part: str, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Draw all randomness of one update of `part` for `n` items, on the CPU; first axis of each tensor: items.
 
-        Drawing it for the whole batch and slicing by rank makes N ranks train as one does.
+        Noise is drawn here and nowhere else, for blocks of items that do not depend on the number of ranks: so N ranks
+        train as one does.
         """
 
     @abc.abstractmethod
-    def losses(self, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        """Loss (n,) of each item for each part, by the part's name.
+    def loss(self, part: str, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss (n,) of each item for one part. The loss of an item must not depend on the other items.
 
         Parameters
         ----------
-        batch : torch.Tensor, shape=(n, n_features)
+        batch : torch.Tensor, shape=(n, ...)
         noise : tuple of torch.Tensor
-            The same items' slice of what `draw_noise` returned.
+            What `draw_noise` returned for the same items.
         """
+
+    def held_out_loss(self, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Loss (n,) of held-out items, with noise drawn for the first of `parts`; that part's loss unless overridden."""
+        return self.loss(next(iter(self.parts())), batch, noise)
 
     @abc.abstractmethod
     def sample(self, n: int, seed: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Draw features (n, n_features) and, if asked for and known, ln q (n,)."""
+        """Draw `n` items (n, ...) and, if asked for and known, ln q (n,)."""
 
     def save(self, path: Path, name: str, system_key: str) -> None:
         """Write weights and hyperparameters as safetensors, atomically."""

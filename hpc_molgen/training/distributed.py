@@ -13,7 +13,11 @@ from hpc_molgen.errors import EnvironmentProblem
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Rank, number of ranks and device of this process."""
+    """Rank, number of ranks and device of this process.
+
+    What ranks tell each other in between (who wants to stop, which checkpoint) goes by gloo as CPU tensors, so that no GPU
+    waits for it; only gradients go by NCCL.
+    """
 
     rank: int
     size: int
@@ -28,19 +32,35 @@ class ProcessGroup:
         """This rank's contiguous part of `n` items."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
-    def any_of(self, flag: bool) -> bool:
-        """Return True on all ranks when `flag` is true on one of them (a collective)."""
+    def largest(self, *values: float) -> list[float]:
+        """Return the largest of each value over the ranks (a collective); flags are zeros and ones."""
         if self.size == 1:
-            return flag
-        value = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item() > 0)
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return [float(value) for value in largest]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum of `value` over the ranks (a collective)."""
+        """Sum of `value` over the ranks, in float64 on the CPU (a collective)."""
+        value = value.detach().double().cpu()
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def from_root(self, value: int) -> int:
+        """Return the root's integer on every rank (a collective)."""
+        box = torch.tensor([value])
+        if self.size > 1:
+            dist.broadcast(box, 0)
+        return int(box)
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """Return the CPU tensors of all ranks, of one shape, on every rank (a collective)."""
+        if self.size == 1:
+            return [value]
+        values = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(values, value)
+        return values
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

@@ -6,91 +6,76 @@ import copy
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from hpc_molgen import interrupts
 from hpc_molgen.config import TrainConfig
-from hpc_molgen.errors import HpcMolgenError, Interrupted
-from hpc_molgen.seeding import torch_generator
+from hpc_molgen.errors import HpcMolgenError, InputError, Interrupted
+from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import Surrogate
-from hpc_molgen.training.checkpoint import load_checkpoint, save_checkpoint
+from hpc_molgen.training.batches import Batches, Drawn, TrainingSet, blocks
+from hpc_molgen.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from hpc_molgen.training.distributed import ProcessGroup
+from hpc_molgen.training.parts import TrainedPart
+from hpc_molgen.training.speed import Speedometer, count_flops, matmul_flops_per_s
 
 log = logging.getLogger(__name__)
-VALIDATION_SIZE = 8192
-
-
-class _Loss(nn.Module):
-    """Adapter: DDP synchronises gradients of what passes through a module's forward."""
-
-    def __init__(self, surrogate: Surrogate) -> None:
-        super().__init__()
-        self.surrogate = surrogate
-
-    def forward(self, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        return self.surrogate.losses(batch, noise)
+VALIDATION_SIZE, VALIDATION_CHUNK = 8192, 1024
+AGREE_EVERY_S = 1.0  # how soon ranks learn what one of them wants
 
 
 class Trainer:
-    """Trains a surrogate; everything it draws at a step depends on the seed and the step alone.
+    """Trains a surrogate; everything that a step draws depends on the seed and the step alone (see `Batches`).
 
     So N ranks with the same global batch train as one does, and a run that was killed and resumed ends with the weights of
-    one that was not.
+    one that was not: bit by bit on CPUs with the same number of ranks, to rounding with another.
 
     Parameters
     ----------
     surrogate : Surrogate
     config : TrainConfig
-    features, weights : torch.Tensor, shape=(n, n_features), (n,)
-        Training data and their (unnormalised) statistical weights: an item is drawn in proportion to its weight.
-    held_out, held_out_weights : torch.Tensor
-        The same of the trajectories that training never sees.
+    train, held_out : TrainingSet
+        What is trained on, and the items of trajectories that training never sees.
     directory : Path
         Where checkpoints and metrics.jsonl go.
     group : ProcessGroup
+    seed : int
+    on_step : callable, optional
+        Called with the number of finished steps, at the start too.
     """
 
     def __init__(
         self,
         surrogate: Surrogate,
         config: TrainConfig,
-        features: torch.Tensor,
-        weights: torch.Tensor,
-        held_out: torch.Tensor,
-        held_out_weights: torch.Tensor,
+        train: TrainingSet,
+        held_out: TrainingSet,
         directory: Path,
         group: ProcessGroup,
         seed: int,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
+        if config.batch_size < group.size * config.accumulate:
+            raise InputError(
+                f"train.batch_size {config.batch_size} is too small for {group.size} ranks with train.accumulate "
+                f"{config.accumulate}: every micro-batch needs an item"
+            )
         self.config, self.group, self.seed, self.directory, self.on_step = config, group, seed, directory, on_step
-        self.surrogate = surrogate.to(group.device)
-        dtype = next(surrogate.parameters()).dtype
-        self.features = features.to(group.device, dtype)
-        self.cumulative = torch.cumsum(weights.double() / weights.double().sum(), dim=0)
-        generator = torch_generator(seed, "validation items")
-        chosen = torch.multinomial(held_out_weights.double(), VALIDATION_SIZE, replacement=True, generator=generator)
-        self.held_out = held_out[chosen].to(group.device, dtype)
+        dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.surrogate = surrogate.to(group.device, dtype)
         self.ema = copy.deepcopy(self.surrogate).requires_grad_(False)
-        self.optimisers = {
-            name: torch.optim.AdamW(
-                part.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-            )
-            for name, part in self.surrogate.parts().items()
-        }
-        self.loss: nn.Module = _Loss(self.surrogate)
-        if group.size > 1:
-            self.loss = nn.parallel.DistributedDataParallel(
-                self.loss, device_ids=[group.device.index] if group.device.type == "cuda" else None
-            )
+        self.parts = {name: TrainedPart(self.surrogate, name, config, group) for name in self.surrogate.parts()}
+        share = group.share(config.batch_size)
+        data = train.to(group.device, dtype)
+        self.batches = Batches(data, self.surrogate, config.batch_size, share, seed, group.device)
+        self.held_out = held_out.to(group.device, dtype)
+        self.n_validation = min(VALIDATION_SIZE, max(VALIDATION_CHUNK, 8 * len(held_out)))
         self.step = 0
-        self._stop = False
 
     def run(self) -> Surrogate:
         """Train to the end, resuming from a checkpoint if there is one; return the averaged (EMA) surrogate.
@@ -98,122 +83,159 @@ class Trainer:
         Raises
         ------
         Interrupted
-            After SIGTERM or Ctrl-C, at a step boundary that all ranks agree on and with a checkpoint written.
+            After SIGTERM, Ctrl-C or Slurm's warning, at a step boundary that all ranks agree on and with a checkpoint written.
         HpcMolgenError
             When the loss is not finite any more.
         """
+        torch.manual_seed(derive_seed(self.seed, "rank", self.group.rank))
         self._resume()
-        handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.on_step is not None:
+            self.on_step(self.step)
+        speed = Speedometer(self.group.device, self.config.batch_size, self._flops_per_step(), self._peak)
+        self.batches.start(self.step)
         try:
-            self._loop()
+            with interrupts.deferred():
+                self._loop(speed)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self.batches.close()
         return self.ema.eval()
 
-    def _request_stop(self, *_: object) -> None:
-        self._stop = True
-
-    def _loop(self) -> None:
-        config, last_saved, last_logged, started = self.config, time.monotonic(), self.step, time.perf_counter()
+    def _loop(self, speed: Speedometer) -> None:
+        config, first, saved = self.config, self.step, time.monotonic()
+        agreed, agree_at = (time.monotonic(), first), first + 1
+        speed.restart(self.step, self.batches.wait_s)
         while self.step < config.n_steps:
-            loss = self._train_step()
+            self.train_step()
             self.step += 1
-            if self.step % config.log_every == 0 or self.step == config.n_steps:
-                rate = (self.step - last_logged) * config.batch_size / (time.perf_counter() - started)
-                record = {"loss": float(self.group.sum(loss.clone())), "samples_per_s": rate}
-                if not math.isfinite(record["loss"]):
-                    raise HpcMolgenError(
-                        f"the training loss is {record['loss']} at step {self.step}: lower train.learning_rate and run again"
-                    )
-                self._write_metrics(record)
-                last_logged, started = self.step, time.perf_counter()
-            if self.step % config.validate_every == 0 or self.step == config.n_steps:
+            at_end = self.step == config.n_steps
+            if self.step % config.log_every == 0 or at_end:
+                self._log(speed)
+            if self.step % config.validate_every == 0 or at_end:
                 self._write_metrics({"held_out_loss": self.validate()})
+                speed.restart(self.step, self.batches.wait_s)
+            if self.step == first + 1:
+                speed.restart(self.step, self.batches.wait_s)  # the first step compiles, and warms caches
             if self.on_step is not None:
                 self.on_step(self.step)
-            due = time.monotonic() - last_saved > config.checkpoint_every_s
-            if self.step % 10 == 0 or self.group.size == 1:  # how soon ranks notice what one of them wants
-                stop, due = self.group.any_of(self._stop), self.group.any_of(due)
-                if due or stop:
+            if self.step >= agree_at:
+                due = time.monotonic() - saved > config.checkpoint_every_s
+                step_s = (time.monotonic() - agreed[0]) / (self.step - agreed[1])
+                stop, due_anywhere, slowest = self.group.largest(float(interrupts.came()), float(due), step_s)
+                if (due_anywhere or stop) and not at_end:
                     self._save()
-                    last_saved = time.monotonic()
-                if stop:
+                    saved = time.monotonic()
+                if stop and not at_end:
                     raise Interrupted(f"training stopped at step {self.step} of {config.n_steps}; the next run goes on there")
+                agreed = time.monotonic(), self.step
+                agree_at = self.step + max(1, min(100, int(min(AGREE_EVERY_S, config.checkpoint_every_s) / max(slowest, 1e-6))))
 
-    def _train_step(self) -> torch.Tensor:
-        """One step of every part; returns this rank's share of the mean loss."""
-        config, group = self.config, self.group
+    def train_step(self) -> None:
+        """Update every part as often as the surrogate asks for, then the averages."""
         rate = self._learning_rate()
-        generator = torch_generator(self.seed, "train", self.step)
-        uniform = torch.rand(config.batch_size, generator=generator, dtype=torch.float64)
-        items = torch.searchsorted(self.cumulative, uniform).clamp(max=len(self.cumulative) - 1)
-        noise = self.surrogate.draw_noise(config.batch_size, generator)
-        mine = group.share(config.batch_size)
-        batch = self.features[items[mine].to(group.device)]
-        losses = self.loss(batch, tuple(part[mine].to(batch) for part in noise))
-        total = torch.zeros((), device=group.device)
-        for name, part in self.surrogate.parts().items():
-            mean = losses[name].sum() / config.batch_size
-            optimiser = self.optimisers[name]
-            optimiser.zero_grad(set_to_none=True)
-            (mean * group.size).backward()  # DDP averages over ranks
-            nn.utils.clip_grad_norm_(part.parameters(), config.gradient_clip)
-            for settings in optimiser.param_groups:
-                settings["lr"] = rate
-            optimiser.step()
-            total = total + mean.detach()
+        for name in self.surrogate.updates():
+            self.parts[name].update(self.batches.next(), rate)
         self._average()
-        return total
 
     def _learning_rate(self) -> float:
         config = self.config
         warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / config.n_steps))
+        decay = 0.5 * (1 + math.cos(math.pi * self.step / config.n_steps)) if config.schedule == "cosine" else 1.0
+        return config.learning_rate * warm * decay
 
     @torch.no_grad()
     def _average(self) -> None:
+        """Move the averages; of a part that is not averaged, keep the last state."""
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        averages = [parameter.data for parameter in self.ema.parameters()]
-        values = [parameter.data for parameter in self.surrogate.parameters()]
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        for name, part in self.ema.parts().items():
+            averages = [parameter.data for parameter in part.parameters()]
+            values = [parameter.data for parameter in self.parts[name].parameters]
+            torch._foreach_lerp_(averages, values, 1 - decay if name in self.surrogate.averaged() else 1.0)
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss of the averaged surrogate on held-out items, with the same noise at every call."""
-        noise = self.surrogate.draw_noise(VALIDATION_SIZE, torch_generator(self.seed, "validation noise"))
-        mine = self.group.share(VALIDATION_SIZE)
-        losses = self.ema.losses(self.held_out[mine], tuple(part[mine].to(self.held_out) for part in noise))
-        total = torch.stack([loss.sum() for loss in losses.values()]).sum() / VALIDATION_SIZE
-        return float(self.group.sum(total))
+        """Mean held-out loss of the averaged surrogate, on the same items with the same noise at every call."""
+        part = next(iter(self.ema.parts()))
+        total = torch.zeros((), dtype=torch.float64)
+        share = self.group.share(self.n_validation)
+        for start in range(share.start, share.stop, VALIDATION_CHUNK):
+            piece = slice(start, min(start + VALIDATION_CHUNK, share.stop))
+            for generator, n, wanted in blocks(piece, self.n_validation, self.seed, "validation"):
+                batch = self.held_out.items(self.held_out.choose(n, generator)[wanted])
+                noise = tuple(values[wanted].to(batch) for values in self.ema.draw_noise(part, n, generator))
+                total += self.ema.held_out_loss(batch, noise).double().sum().cpu()
+        return float(self.group.sum(total) / self.n_validation)
+
+    def _log(self, speed: Speedometer) -> None:
+        """Write a line of metrics: losses of the last update of each part, norms of gradients before clipping, rates."""
+        rates = speed.read(self.step, self.batches.wait_s)
+        losses = self.group.sum(torch.stack([part.loss.double() for part in self.parts.values()]))
+        record: dict[str, Any] = {"loss": float(losses.sum()), "learning_rate": self._learning_rate()}
+        for (name, part), loss in zip(self.parts.items(), losses, strict=True):
+            record |= {f"loss_{name}": float(loss), f"gradient_norm_{name}": float(part.gradient_norm)}
+        if not math.isfinite(record["loss"]):
+            raise HpcMolgenError(
+                f"the training loss is {record['loss']} at step {self.step}: lower train.learning_rate and run again"
+            )
+        self._write_metrics(record | rates)
+        speed.restart(self.step, self.batches.wait_s)
 
     def _write_metrics(self, record: dict[str, Any]) -> None:
         if self.group.is_root:
             with open(self.directory / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": self.step, **record}) + "\n")
 
+    def _flops_per_step(self) -> float:
+        """Count the operations of this rank's share of a step, once, on batches that are thrown away."""
+        total = 0.0
+        for number, name in enumerate(self.surrogate.updates()):
+            if name in self.surrogate.updates()[:number]:
+                continue
+            chosen, noise = self.batches.draw(0, number, name)
+            batch = self.batches.data.items(chosen)
+            drawn = Drawn(batch, tuple(values.to(batch) for values in noise))
+            part = self.parts[name]
+            total += self.surrogate.updates().count(name) * count_flops(lambda p=part, d=drawn: p.backward(p.plain, d))  # type: ignore[misc]
+            part.optimiser.zero_grad(set_to_none=True)
+        return total
+
+    def _peak(self) -> float:
+        dtype = {"bf16": torch.bfloat16, "float64": torch.float64}.get(self.config.precision, torch.float32)
+        return matmul_flops_per_s(self.group.device, dtype)
+
     def _save(self) -> None:
+        states = self.group.gather(torch.get_rng_state())
         if self.group.is_root:
             state = {
-                "step": self.step,
+                "step": self.step,  # of it follow the learning rate and what is drawn next
+                "seed": self.seed,
+                "n_items": len(self.batches.data),
                 "surrogate": self.surrogate.state_dict(),
                 "ema": self.ema.state_dict(),
-                "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+                "optimisers": {name: part.optimiser.state_dict() for name, part in self.parts.items()},
+                "random_states": states,
             }
             save_checkpoint(self.directory, self.step, state)
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.directory)
-        if state is None:
-            (self.directory / "metrics.jsonl").unlink(missing_ok=True) if self.group.is_root else None
+        metrics = self.directory / "metrics.jsonl"
+        newest = newest_checkpoint(self.directory) if self.group.is_root else None
+        step = self.group.from_root(-1 if newest is None else newest)
+        if step < 0:
+            if self.group.is_root:
+                metrics.unlink(missing_ok=True)
             return
+        state = load_checkpoint(self.directory, step)
+        if (state["seed"], state["n_items"]) != (self.seed, len(self.batches.data)):
+            raise InputError(f"{self.directory}: its checkpoint is of other data or another seed; move the folder away")
         self.surrogate.load_state_dict(state["surrogate"])
         self.ema.load_state_dict(state["ema"])
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        for name, part in self.parts.items():
+            part.optimiser.load_state_dict(state["optimisers"][name])
+        if len(state["random_states"]) == self.group.size:
+            torch.set_rng_state(state["random_states"][self.group.rank])
         self.step = int(state["step"])
         if self.group.is_root:
-            _truncate_metrics(self.directory / "metrics.jsonl", self.step)
+            _truncate_metrics(metrics, self.step)
             log.info("training resumes at step %d of %d", self.step, self.config.n_steps)
 
 

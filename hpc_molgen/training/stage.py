@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hpc_molgen import datasets
+from hpc_molgen.ensemble import Ensemble
+from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation, load_representation
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import Surrogate, surrogate_class
+from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import process_group
 from hpc_molgen.training.loop import Trainer
 
@@ -21,48 +25,86 @@ if TYPE_CHECKING:
 
 def build_surrogate(config: SurrogateConfig, representation: Representation, seed: int) -> Surrogate:
     """Make an untrained surrogate for a representation, its weights drawn from the seed."""
+    kind = surrogate_class(config.name)
     torch.manual_seed(derive_seed(seed, "surrogate"))
-    return surrogate_class(config.name)(
-        n_torus=representation.n_torus,
-        n_euclidean=representation.n_euclidean,
-        **config.model_dump(exclude={"name"}),
-    )
+    sizes = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
+    if kind.of == "trajectories":
+        sizes = {"n_channels": 2 * representation.n_torus + representation.n_euclidean}
+    return kind(**sizes, **config.model_dump(exclude={"name"}))
+
+
+def structures(ensemble: Ensemble, representation: Representation) -> TrainingSet:
+    """Frames as items, drawn by their Boltzmann weights."""
+    features = representation.encode(torch.as_tensor(ensemble.positions_nm, dtype=torch.float64))
+    return TrainingSet(features, torch.as_tensor(datasets.boltzmann_weights(ensemble)))
+
+
+def windows(ensemble: Ensemble, representation: Representation, length: int) -> TrainingSet:
+    """Windows of `length` consecutive frames as items, half overlapping; angles as (cos, sin).
+
+    Raises
+    ------
+    InputError
+        When no trajectory is that long.
+    """
+    features = representation.encode(torch.as_tensor(ensemble.positions_nm, dtype=torch.float64))
+    angles = features[:, : representation.n_torus]
+    channels = torch.cat([torch.cos(angles), torch.sin(angles), features[:, representation.n_torus :]], dim=1)
+    trajectory = torch.tensor(ensemble.trajectory)
+    ends = torch.nonzero(trajectory[1:] != trajectory[:-1]).flatten() + 1
+    edges = [0, *ends.tolist(), len(trajectory)]
+    stride = max(1, length // 2)
+    starts = [start for a, b in itertools.pairwise(edges) for start in range(a, b - length + 1, stride)]
+    if not starts:
+        longest = max(b - a for a, b in itertools.pairwise(edges))
+        raise InputError(f"surrogate.n_frames {length}: the longest reference trajectory has {longest} frames")
+    return TrainingSet(channels, torch.ones(len(starts)), torch.tensor(starts), length)
+
+
+def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet, TrainingSet]:
+    """Return what the run's surrogate trains on and what it never sees, split by trajectory.
+
+    Raises
+    ------
+    InputError
+        When trajectories are asked for and the reference is biased or tempered: weights give back its averages, not its
+        kinetics.
+    """
+    train, held_out = datasets.load_split(run)
+    if surrogate_class(run.config.surrogate.name).of == "structures":
+        return structures(train, representation), structures(held_out, representation)
+    reference = run.config.reference
+    if not reference.trajectories and (reference.bias_torsion or reference.tempering_kelvin):
+        raise InputError(
+            "a surrogate of trajectories learns the kinetics of plain MD: set reference.bias_torsion to null and "
+            "reference.tempering_kelvin to []"
+        )
+    length = run.config.surrogate.n_frames  # type: ignore[union-attr]
+    return windows(train, representation, length), windows(held_out, representation, length)
 
 
 def train_surrogate(run: Run) -> dict[str, Any]:
     """Train, write train/surrogate.safetensors, and return the figures of the training."""
-    torch.set_num_threads(run.config.train.threads)
+    config = run.config.train
+    torch.set_num_threads(config.threads)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
-    train, held_out = datasets.load_split(run)
-    features, held_out_features = (
-        representation.encode(torch.as_tensor(part.positions_nm, dtype=torch.float64)) for part in (train, held_out)
-    )
+    train, held_out = training_sets(run, representation)
     surrogate = build_surrogate(run.config.surrogate, representation, run.config.seed)
-    directory = run.path("train")
-    group = process_group(run.config.train.device)
-    with run.progress("train", run.config.train.n_steps, "steps") as progress:
-        trainer = Trainer(
-            surrogate,
-            run.config.train,
-            features,
-            torch.as_tensor(datasets.boltzmann_weights(train)),
-            held_out_features,
-            torch.as_tensor(datasets.boltzmann_weights(held_out)),
-            directory,
-            group,
-            run.config.seed,
-            progress.set,
-        )
+    directory, group = run.path("train"), process_group(config.device)
+    with run.progress("train", config.n_steps, "steps") as progress:
+        trainer = Trainer(surrogate, config, train, held_out, directory, group, run.config.seed, progress.set)
         averaged = trainer.run()
-        if group.is_root:
-            averaged.save(directory / "surrogate.safetensors", run.config.surrogate.name, run.system.key)
-        records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    if not group.is_root:
+        return {}
+    averaged.save(directory / "surrogate.safetensors", run.config.surrogate.name, run.system.key)
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    last = {name: value for record in records for name, value in record.items()}
+    kept = ("loss", "held_out_loss", "samples_per_s", "data_wait_share", "flop_utilisation")
     return {
         "n_parameters": sum(p.numel() for p in surrogate.parameters()),
-        "n_frames": len(train),
+        "n_items": len(train),
         "device": str(group.device),
+        "precision": config.precision,
         "ranks": group.size,
-        "loss": next(r["loss"] for r in reversed(records) if "loss" in r),
-        "held_out_loss": next(r["held_out_loss"] for r in reversed(records) if "held_out_loss" in r),
-        "samples_per_s": next(r["samples_per_s"] for r in reversed(records) if "samples_per_s" in r),
+        **{name: last[name] for name in kept if name in last},
     }

@@ -30,7 +30,7 @@ def reported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tiny run with its report."""
     directory = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(tiny_run, directory)
-    run_stages(Run.open(directory), only="report")
+    run_stages(Run.open(directory), ["report"])
     return directory
 
 

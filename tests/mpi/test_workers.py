@@ -33,7 +33,7 @@ from hpc_molgen.run import Run
 from hpc_molgen.workers import Workers
 run = Run.open(Path(sys.argv[1]), Workers.detect())
 for stage in sys.argv[2:]:
-    run_stages(run, only=stage)
+    run_stages(run, [stage])
 """
 BROKEN = """
 from hpc_molgen.cli import main
@@ -59,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one process, done up to the farm."""
     run = Run.create(tmp_path_factory.mktemp("base"), load_config("tiny", SETTINGS), Workers())
     for stage in ("reference", "featurize", "train", "sample", "correct", "farm"):
-        run_stages(run, only=stage)
+        run_stages(run, [stage])
     return run.directory
 
 

@@ -2,7 +2,7 @@
 
 Nothing outside one temporary folder is written, every port is free at the time of asking, and job ids start at random, so
 that two clusters live side by side. There is no accounting, hence no database: jobs are followed with `squeue`, which
-remembers them for minutes.
+remembers them for minutes. Jobs of partition `high` preempt those of `main`; the last node has a folder of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-TOOLS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel")
+TOOLS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 
 # NodeName is an address in 127.0.0.0/8: it resolves everywhere without a line in /etc/hosts
@@ -52,6 +52,10 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
+{warning}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobSubmitPlugins=lua
 ReturnToService=2
 EnforcePartLimits=ALL
 KillWait=3
@@ -59,7 +63,17 @@ FirstJobId={first_job}
 SlurmctldTimeout=30
 SlurmdTimeout=60
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP PriorityTier=1 GraceTime=60
+PartitionName=high Nodes=ALL MaxTime=60 DefaultTime=10 State=UP PriorityTier=10
+"""
+
+# what slurmctld answers when a limit of the books is reached; real limits need accounting, that is, a database
+_FULL_ACCOUNT = """\
+function slurm_job_submit(job, partitions, user)
+  if job.account == "full" then return slurm.ESLURM_ACCOUNTING_POLICY end
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, user) return slurm.SUCCESS end
 """
 
 
@@ -100,16 +114,24 @@ def _die_with_parent() -> None:
 class Cluster:
     """`n_nodes` nodes of `n_cpus` CPUs each, on this machine; use it as a context manager.
 
+    Parameters
+    ----------
+    warns : bool
+        Preempted jobs get the signal of their --signal option first; otherwise SIGTERM comes at once.
+
     Attributes
     ----------
     env : dict of str
         Environment in which Slurm's commands find this cluster.
+    unshared : Path
+        A folder that the last node sees empty, as if it lay on a disk of the other nodes.
     """
 
-    def __init__(self, n_nodes: int = 2, n_cpus: int = 1) -> None:
-        self.n_nodes, self.n_cpus = n_nodes, n_cpus
+    def __init__(self, n_nodes: int = 2, n_cpus: int = 2, *, warns: bool = False) -> None:
+        self.n_nodes, self.n_cpus, self.warns = n_nodes, n_cpus, warns
         self.nodes = [f"127.0.0.{index + 2}" for index in range(n_nodes)]
         self.folder = Path(tempfile.mkdtemp(prefix="hpc-molgen-slurm-"))
+        self.unshared = self.folder / "unshared"
         self.env = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _search_path()}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -120,10 +142,12 @@ class Cluster:
             munge = ["munge", "-n", "-S", str(self.folder / "run/munge.socket")]
             wait_for(lambda: self._call(munge).returncode == 0, self.logs("munged"))
             self._start("slurmctld", "slurmctld", "-D", "-c")
+            hide = f"mount -t tmpfs none '{self.unshared}' && exec "
             for node in self.nodes:
-                self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
-            idle = ["sinfo", "-h", "-N", "-o", "%T"]
-            wait_for(lambda: self._call(idle).stdout.split().count("idle") == self.n_nodes, "nodes are not idle")
+                line = "slurmd", "-D", "-N", node
+                alone = ("unshare", "--mount", "sh", "-c", f'{hide} "$@"', "sh", *line)
+                self._start(f"slurmd-{node}", *(alone if node == self.nodes[-1] else line))
+            wait_for(self._all_idle, "nodes are not idle")
         except BaseException as error:
             error.add_note("\n".join(self.logs(name) for name in self._daemons))
             self.stop()
@@ -135,7 +159,13 @@ class Cluster:
 
     def _configure(self) -> None:
         self.folder.chmod(0o755)  # munged wants every folder above its socket to be open
-        for name in ("run", "state", "log", *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in self.nodes)):
+        for name in (
+            "run",
+            "state",
+            "log",
+            "unshared",
+            *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in self.nodes),
+        ):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "key").mkdir(mode=0o700)
         key = self.folder / "key/munge.key"
@@ -144,14 +174,25 @@ class Cluster:
         controller_port, *ports = free_ports(1 + self.n_nodes)
         hardware = f"CPUs={self.n_cpus} RealMemory=4000 State=UNKNOWN"
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} {hardware}"
-            for node, port in zip(self.nodes, ports, strict=True)
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} Feature={feature} {hardware}"
+            for node, port, feature in zip(self.nodes, ports, ["shared"] * (self.n_nodes - 1) + ["alone"], strict=True)
         )
         text = _CONFIGURATION.format(
-            folder=self.folder, controller_port=controller_port, nodes=nodes, first_job=random.randint(1000, 30_000_000)
+            folder=self.folder,
+            controller_port=controller_port,
+            nodes=nodes,
+            first_job=random.randint(1000, 30_000_000),
+            warning="SlurmctldParameters=preempt_send_user_signal" if self.warns else "",
         )
         (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "job_submit.lua").write_text(_FULL_ACCOUNT)
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # slurmd starts where no cgroup is mounted
+
+    def _all_idle(self) -> bool:
+        ended = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
+        if ended:
+            raise RuntimeError(f"ended at once: {', '.join(ended)}")
+        return self._call(["sinfo", "-h", "-N", "-p", "main", "-o", "%T"]).stdout.split().count("idle") == self.n_nodes
 
     def _munge_options(self) -> list[str]:
         files = {"key-file": "key/munge.key", "socket": "run/munge.socket", "pid-file": "run/munged.pid"}
@@ -183,13 +224,24 @@ class Cluster:
         return f"{name}: {path.read_text(errors='replace')[-2000:]}" if path.is_file() else name
 
     def state(self, job: str) -> str:
-        """Return Slurm's state of a job."""
-        return self._call(["squeue", "-h", "-t", "all", "-j", job, "-o", "%T"]).stdout.strip()
+        """Return Slurm's state of a job; of an array all states that its jobs are in."""
+        lines = self._call(["squeue", "-h", "-t", "all", "-j", job, "-o", "%T"]).stdout.split()
+        return " ".join(sorted(set(lines)))
 
     def wait(self, job: str, timeout_s: float = 240.0) -> str:
         """Wait until a job has ended and return its state."""
-        wait_for(lambda: self.state(job) in FINAL, f"job {job}", timeout_s)
+        wait_for(lambda: bool(self.state(job)) and set(self.state(job).split()) <= FINAL, f"job {job}", timeout_s)
         return self.state(job)
+
+    def restarts(self, job: str) -> int:
+        """Return how often a job went back into the queue."""
+        return int(self._call(["squeue", "-h", "-t", "all", "-j", job, "-O", "RestartCnt"]).stdout)
+
+    def control(self, *command: str) -> None:
+        """Run a client command that has to succeed."""
+        ended = self._call(list(command))
+        if ended.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {ended.stderr}")
 
     def stop(self) -> None:
         """End the jobs, the daemons and whatever either left behind; remove the folder."""
@@ -210,12 +262,20 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end_strays(self) -> None:
-        """Kill step daemons and job processes of this cluster alone: they carry the path of its configuration."""
+        for process in set(self.processes()) - {daemon.pid for daemon in self._daemons.values()}:
+            print(f"ended a stray process {process}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+    def processes(self) -> list[int]:
+        """Return daemons, step daemons and job processes of this cluster alone: they carry the path of its configuration."""
         mark = f"SLURM_CONF={self.env['SLURM_CONF']}".encode()
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 variables = (process / "environ").read_bytes().split(b"\0")
                 of_job = any(variable.startswith(b"SLURMD_NODENAME=") for variable in variables)
-                if mark in variables and (of_job or (process / "cmdline").read_bytes().startswith(b"slurmstepd")):
-                    print(f"ended a stray process {process.name}", file=sys.stderr)
-                    os.kill(int(process.name), signal.SIGKILL)
+                program = (process / "cmdline").read_bytes().split(b"\0")[0]
+                if mark in variables and (of_job or b"slurm" in program or b"munged" in program):
+                    found.append(int(process.name))
+        return found

@@ -14,6 +14,7 @@ from torch import nn
 from hpc_molgen.config import TrainConfig
 from hpc_molgen.surrogates.diffusion.process import HALF_PI, noise_angle, torus_sd, torus_velocity
 from hpc_molgen.surrogates.diffusion.surrogate import DiffusionSurrogate
+from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import ProcessGroup
 from hpc_molgen.training.loop import Trainer
 
@@ -129,7 +130,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> DiffusionSurrogate:
     weights = torch.ones(len(data))
     directory = tmp_path_factory.mktemp("trained")
     group = ProcessGroup(0, 1, torch.device("cpu"))
-    trainer = Trainer(surrogate, config, data, weights, data, weights, Path(directory), group, 1)
+    items = TrainingSet(data, weights)
+    trainer = Trainer(surrogate, config, items, items, Path(directory), group, 1)
     return trainer.run()  # type: ignore[return-value]
 
 

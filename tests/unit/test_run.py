@@ -11,7 +11,9 @@ import pytest
 from hpc_molgen import datasets
 from hpc_molgen.config import load_config
 from hpc_molgen.errors import InputError
-from hpc_molgen.run import STAGES, Run, run_status, stage_costs
+from hpc_molgen.progress import Progress
+from hpc_molgen.run import STAGES, Run, stage_costs
+from hpc_molgen.status import run_status
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.workers import Workers
@@ -113,3 +115,15 @@ def test_a_damaged_marker_is_named(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "train" / "done.json").write_text("{")
     with pytest.raises(InputError, match=r"done\.json"):
         reopened(tmp_path / "run").is_done("train")
+
+
+def test_time_left_counts_this_attempt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """90 of 100 steps were done before; 5 more in 10 s leave 5, so 10 s."""
+    clock = [0.0]
+    monkeypatch.setattr("hpc_molgen.progress.time.monotonic", lambda: clock[0])
+    progress = Progress("train", 100, "steps", None)
+    progress.set(90)
+    assert progress.eta_s is None
+    clock[0] = 10.0
+    progress.set(95)
+    assert progress.eta_s == pytest.approx(10.0)

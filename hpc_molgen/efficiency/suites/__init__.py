@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ SUITES = {
     "energies": "hpc_molgen.efficiency.suites.energies:energies",
     "md": "hpc_molgen.efficiency.suites.md:md",
     "tempering": "hpc_molgen.efficiency.suites.tempering:tempering",
+    "training": "hpc_molgen.efficiency.suites.training:training",
+    "scaling": "hpc_molgen.efficiency.suites.scaling:scaling",
 }
 SIZES = ("smoke", "laptop")
 
-Suite = Callable[[str, Path, int], dict[str, Any]]
+Suite = Callable[..., dict[str, Any] | None]
 
 
 def suite_function(name: str) -> Suite:
-    """Return the function ``(size, out, seed) -> record`` registered under `name`."""
+    """Return the function ``(size, out, seed) -> record`` registered under `name`; `scaling` takes the options of a plan."""
     if name not in SUITES:
         raise InputError(f"there is no benchmark suite '{name}'; there are: {', '.join(SUITES)}")
     module, function = SUITES[name].split(":")
@@ -30,8 +32,12 @@ def suite_function(name: str) -> Suite:
     return found
 
 
-def run_suite(name: str, size: str, out_directory: Path, seed: int) -> Path:
+def run_suite(
+    name: str, size: str, out_directory: Path, seed: int, *, plan: bool = False, assignments: Sequence[str] | None = None
+) -> Path | None:
     """Run a suite; write NAME-SIZE.json and NAME-SIZE.md into `out_directory`; return the path of the JSON file.
+
+    A suite may name its `file` otherwise, and returns no record on ranks that write none.
 
     Raises
     ------
@@ -45,10 +51,16 @@ def run_suite(name: str, size: str, out_directory: Path, seed: int) -> Path:
     function = suite_function(name)
     if size not in SIZES:
         raise InputError(f"benchmark size '{size}' does not exist; the sizes are: {', '.join(SIZES)}")
+    if (plan or assignments) and name != "scaling":
+        raise InputError(f"--plan and --set are for the suite 'scaling'; '{name}' has nothing to plan or to set")
+    options = {"plan": plan, "assignments": assignments} if name == "scaling" else {}
     try:
         out_directory.mkdir(parents=True, exist_ok=True)
-        path = out_directory / f"{name}-{size}.json"
-        record = complete_record(function(size, out_directory, seed), name, size, seed)
+        own = function(size, out_directory, seed, **options)
+        if own is None:
+            return None
+        path = out_directory / f"{own.pop('file', f'{name}-{size}')}.json"
+        record = complete_record(own, name, size, seed)
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         path.with_suffix(".md").write_text(render_markdown(record))
     except OSError as error:

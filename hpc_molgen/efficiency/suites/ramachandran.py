@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc_molgen.config import SurrogateConfig, SystemConfig, TrainConfig
+from hpc_molgen.config import DiffusionConfig, SystemConfig, TrainConfig
 from hpc_molgen.efficiency.suites.published_ddpm import PublishedDdpm, PublishedSettings, choose_bandwidth, kernel_samples
 from hpc_molgen.efficiency.suites.ramachandran_scores import Draw, Reference, ramachandran_record
 from hpc_molgen.efficiency.suites.record import Costs
@@ -32,6 +32,7 @@ from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import Surrogate
 from hpc_molgen.surrogates.diffusion.surrogate import DiffusionSurrogate
 from hpc_molgen.systems.registry import load_system
+from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import ProcessGroup
 from hpc_molgen.training.loop import Trainer
 from hpc_molgen.workers import Stopwatch, Workers, available_cores
@@ -57,7 +58,7 @@ class Size:
 
     series: SeriesSettings
     published: PublishedSettings
-    surrogate: SurrogateConfig
+    surrogate: DiffusionConfig
     train: TrainConfig
     n_samples: int = 10_000
     n_thinnings: int = 10
@@ -72,7 +73,7 @@ SIZES = {
     "laptop": Size(
         series=SeriesSettings(),
         published=PublishedSettings(),
-        surrogate=SurrogateConfig(hidden=128, depth=2, harmonics=3),
+        surrogate=DiffusionConfig(hidden=128, depth=2, harmonics=3),
         train=TrainConfig(
             n_steps=8000, batch_size=256, learning_rate=2e-3, validate_every=8000, checkpoint_every_s=1e9, device="cpu"
         ),
@@ -84,7 +85,7 @@ SIZES = {
         n_sampling_seeds=2,
         n_training_seeds=2,
         published=PublishedSettings(epochs=10, n_levels=100),
-        surrogate=SurrogateConfig(hidden=64, depth=1, harmonics=4),
+        surrogate=DiffusionConfig(hidden=64, depth=1, harmonics=4),
         train=TrainConfig(
             n_steps=150,
             batch_size=256,
@@ -213,7 +214,8 @@ def train_surrogate(settings: Size, angles_rad: np.ndarray, out: Path, seed: int
     weights = torch.ones(len(features))
     group = ProcessGroup(0, 1, torch.device("cpu"))
     with tempfile.TemporaryDirectory(dir=out) as directory:  # no checkpoint of an earlier run: its cost would be missing
-        trainer = Trainer(surrogate, settings.train, features, weights, features, weights, Path(directory), group, seed)
+        data = TrainingSet(features, weights)
+        trainer = Trainer(surrogate, settings.train, data, data, Path(directory), group, seed)
         return trainer.run()
 
 

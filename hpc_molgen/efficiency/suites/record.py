@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_molgen.run import provenance
+from hpc_molgen.provenance import provenance
 from hpc_molgen.workers import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def render_markdown(record: dict[str, Any]) -> str:
         [target["name"], target["target"], target["measured"], "yes" if target["reached"] else "**no**"]
         for target in record["targets"]
     ]
-    lines += _table("Targets", ["figure", "target", "measured", "reached"], targets)
+    lines += _table("Targets", ["figure", "target", "measured", "reached"], targets) if targets else []
     for table in record["tables"]:
         lines += _table(table["caption"], table["columns"], table["rows"])
     columns = ["stage", "cpu_s", "wall_s", "load_average_1min"]

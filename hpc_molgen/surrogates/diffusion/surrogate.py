@@ -45,15 +45,16 @@ class DiffusionSurrogate(Surrogate):
     def parts(self) -> dict[str, nn.Module]:
         return {"score": self.network}
 
-    def draw_noise(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-        strata = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    def draw_noise(self, part: str, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        strata = (torch.arange(n) + torch.rand(n, generator=generator)) / n  # items come in no order: no need to shuffle
         return strata, torch.randn((n, self.n_features), generator=generator)
 
-    def losses(self, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    def loss(self, part: str, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
         time, eps = noise
         noisy, phi, target = self.diffuse(batch, time, eps)
         velocity = self.network(noisy, self.network.embed_time(phi))
-        return {"score": ((velocity - target) ** 2).sum(dim=1)}
+        loss: torch.Tensor = ((velocity - target) ** 2).sum(dim=1)
+        return loss
 
     def diffuse(
         self, features: torch.Tensor, time: torch.Tensor, eps: torch.Tensor

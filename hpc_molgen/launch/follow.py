@@ -1,0 +1,126 @@
+"""What the stages of a run are doing: its files, what was submitted for it, and what Slurm says of the jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpc_molgen.launch import slurm, submissions
+from hpc_molgen.launch.slurm import JobView
+from hpc_molgen.launch.submissions import SubmittedJob
+from hpc_molgen.status import run_status
+
+_TRACEBACK_LINES = 12
+_LOG_LINES = {"running": 3}
+_WORDS = {"PENDING": "queued", "COMPLETED": "done"}
+
+
+def follow(directory: Path) -> list[dict[str, Any]]:
+    """Return a row for each stage: what `run_status` says, and its job with Slurm's state of it where there is one.
+
+    It waits for Slurm some seconds at most, and not at all where there is none.
+    """
+    rows = run_status(directory)
+    jobs = _jobs_of_stages(submissions.read(directory))
+    views = slurm.ask(job.job for pair in jobs.values() for job in pair)
+    done = {row["stage"] for row in rows if row["state"] == "done"}
+    for row in rows:
+        row |= {"job": "", "slurm": "", "log": "", "log_end": []}
+        for job in jobs.get(row["stage"], [])[:1]:
+            row |= _joined(row, job, [view for view in views or [] if _is_of(view, job)], done)
+            row["slurm"] += "" if views is not None or row["state"] == "done" else " (Slurm does not answer here)"
+        _say_who_merges(row, jobs.get(row["stage"], [])[1:], views or [])
+    return rows
+
+
+def as_text(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines that a user reads."""
+    for row in rows:
+        progress = f"{100 * row['progress']:.0f} %" if row["progress"] is not None and row["state"] != "done" else ""
+        eta = f"{row['eta_s']:.0f} s left" if row["eta_s"] is not None and row["state"] == "running" else ""
+        yield f"{row['stage']:10s} {row['state']:12s} {progress:>6s}  {row['rate']:24s} {eta:14s}{row['slurm']}".rstrip()
+        details = [row["error"]] if row["error"] else []
+        details += row["traceback"].rstrip().splitlines()[-_TRACEBACK_LINES:]
+        details += row["log_end"]
+        if row["log"] and (details or row["state"] in ("running", "failed", "cancelled")):
+            details.append(f"log: {row['log']}")
+        yield from (f"{'':10s} {line}" for line in details)
+
+
+def _jobs_of_stages(history: list[dict[str, Any]]) -> dict[str, list[SubmittedJob]]:
+    """Return the jobs of each stage's last submission: the one that does it, then one that merges an array's parts."""
+    jobs: dict[str, list[SubmittedJob]] = {}
+    for submission in history:
+        stages = {stage for job in submission["jobs"] for stage in job.stages}
+        jobs |= {stage: [job for job in submission["jobs"] if stage in job.stages] for stage in stages}
+    return jobs
+
+
+def _is_of(view: JobView, job: SubmittedJob) -> bool:
+    return view.job.partition("_")[0] == job.job and view.name == job.name
+
+
+def _joined(row: dict[str, Any], job: SubmittedJob, views: list[JobView], done: set[str]) -> dict[str, Any]:
+    """Return what the job adds to a row."""
+    news: dict[str, Any] = {"job": job.job, "slurm": _summary(job, views)}
+    if row["state"] == "done":
+        return news
+    active = [view for view in views if not view.is_over]
+    lost = [view for view in views if view.is_over and view.state != "COMPLETED"]
+    if active and all(view.state == "PENDING" for view in active):
+        news["state"] = "requeued" if any(view.restarts for view in active) else "queued"
+    elif not set(job.stages[: job.stages.index(row["stage"])]) <= done:
+        return news  # the job is at, or came to its end in, an earlier stage
+    elif active:
+        news["state"] = "running"
+    elif lost and row["state"] != "running":  # else somebody has started it again without Slurm
+        news["state"] = "cancelled" if all(view.state == "CANCELLED" for view in lost) and not row["error"] else "failed"
+    state = news.get("state", row["state"])
+    if state in ("running", "failed", "cancelled"):
+        shown = (lost or [view for view in active if view.state == "RUNNING"] or views)[:1]
+        news |= _log(job, shown, row, state)
+    return news
+
+
+def _summary(job: SubmittedJob, views: list[JobView]) -> str:
+    """Say in one line what Slurm says of a job: state, nodes, reason, how often it went back into the queue."""
+    if all(view.state == "COMPLETED" for view in views):
+        return f"job {job.job}"
+    counts = Counter(_WORDS.get(view.state, view.state.lower()) for view in views)
+    parts = [", ".join(f"{n} {state}" if len(views) > 1 else state for state, n in counts.items())]
+    nodes = sorted({view.nodes for view in views if view.state == "RUNNING" and view.nodes})
+    parts += [f"on {','.join(nodes)}"] if nodes else []
+    restarts = sum(view.restarts for view in views)
+    parts += [f"requeued {restarts} time{'s' if restarts > 1 else ''}"] if restarts else []
+    parts += sorted({f"({view.why})" for view in views if view.why and view.state != "COMPLETED"})
+    return f"job {job.job}: {' '.join(parts)}"
+
+
+def _log(job: SubmittedJob, shown: list[JobView], row: dict[str, Any], state: str) -> dict[str, Any]:
+    """Return where the log is and its last lines, unless the traceback says it all."""
+    task = shown[0].job.partition("_")[2] if shown else ""
+    log = job.log(int(task or 0))
+    if not log.is_file():
+        never_ran = bool(shown) and shown[0].state == "CANCELLED" and not shown[0].nodes
+        if state != "failed" or never_ran:
+            return {}
+        hint = f"there is no log {log}: the nodes may not see this folder; choose an --out on a file system that all share"
+        return {"log_end": [hint]}
+    return {"log": str(log), "log_end": [] if row["traceback"] else _tail(log, _LOG_LINES.get(state, 8))}
+
+
+def _tail(path: Path, n_lines: int) -> list[str]:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("submitit INFO")][-n_lines:]
+
+
+def _say_who_merges(row: dict[str, Any], mergers: list[SubmittedJob], views: list[JobView]) -> None:
+    if mergers and row["state"] != "done":
+        if row["state"] not in ("queued", "running", "requeued", "failed", "cancelled"):
+            row["state"] = "parts done"
+        of_merger = [view for view in views if _is_of(view, mergers[0])]
+        row["slurm"] += f"; its parts are merged by {_summary(mergers[0], of_merger)}"

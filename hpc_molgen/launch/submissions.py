@@ -1,0 +1,67 @@
+"""The record of what was submitted for a run: RUN/submitit/jobs.json, the newest submission last."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.files import read_json, write_json
+from hpc_molgen.launch import slurm
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """One job: Slurm's name and number of it, its stages, its place in the chain."""
+
+    name: str
+    job: str
+    stages: tuple[str, ...]
+    array: int
+    folder: str
+
+    def log(self, task: int = 0, rank: int = 0) -> Path:
+        """The log of a rank, of the job or of one job of its array."""
+        job = f"{self.job}_{task}" if self.array > 1 else self.job
+        return Path(self.folder) / f"{job}_{rank}_log.out"
+
+
+def path(run: Path) -> Path:
+    """Where the record lies: with the run, even where the site wants job files elsewhere."""
+    return run / "submitit" / "jobs.json"
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """Return all submissions, oldest first; none where the run was never submitted."""
+    submissions: list[dict[str, Any]] = read_json(path(run)) if path(run).is_file() else []
+    for submission in submissions:
+        submission["jobs"] = [SubmittedJob(**job | {"stages": tuple(job["stages"])}) for job in submission["jobs"]]
+    return submissions
+
+
+def write(run: Path, submissions: list[dict[str, Any]]) -> None:
+    """Write all submissions."""
+    plain = [submission | {"jobs": [asdict(job) for job in submission["jobs"]]} for submission in submissions]
+    write_json(path(run), plain)
+
+
+def refuse_while_active(run: Path, submissions: list[dict[str, Any]]) -> None:
+    """Refuse a second submission of a run whose jobs are waiting or running.
+
+    Raises
+    ------
+    EnvironmentProblem
+        With the jobs, their states, and what to do.
+    """
+    known = {job.job: job.name for submission in submissions for job in submission["jobs"]}
+    views = slurm.ask(known, timeout_s=15.0) or []
+    active = [view for view in views if not view.is_over and known.get(view.job.partition("_")[0]) == view.name]
+    if active:
+        listed = ", ".join(f"{view.job} {view.state.lower()} ({view.name})" for view in active[:8])
+        listed += f" and {len(active) - 8} more" if len(active) > 8 else ""
+        numbers = " ".join(sorted({view.job.partition("_")[0] for view in active}))
+        raise EnvironmentProblem(
+            f"{run}: was submitted before and its jobs are not over: {listed}. Wait for them (hpc-molgen status {run}), "
+            f"end them (scancel {numbers}), or choose another --out"
+        )

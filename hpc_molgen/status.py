@@ -1,0 +1,50 @@
+"""What the stages of a run are doing, from files alone."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from hpc_molgen import failures
+from hpc_molgen.errors import InputError
+from hpc_molgen.files import read_json
+from hpc_molgen.locks import is_held
+from hpc_molgen.run import STAGES, Run
+
+
+def run_status(directory: Path) -> list[dict[str, Any]]:
+    """Return state, progress and last error of each stage, from files alone (it never waits for the run)."""
+    run = Run.open(directory)
+    rows = []
+    for stage in STAGES:
+        row: dict[str, Any] = {
+            "stage": stage, "state": "waiting", "progress": None, "eta_s": None, "rate": "", "error": "", "traceback": ""
+        }  # fmt: skip
+        folder = run.path(stage)
+        if run.is_done(stage):
+            row["state"] = "done"
+        elif failed := failures.first([folder]):
+            where = f" (rank {failed['rank']} on {failed['host']})" if failed.get("rank") else ""
+            row |= {"state": "failed", "error": failed["error"] + where, "traceback": failed.get("traceback", "")}
+        elif (folder / "inputs.json").is_file() and not (folder / "done.json").is_file():
+            row["state"] = "running" if is_held(directory) else "interrupted"
+        elif (folder / "done.json").is_file():
+            row["state"] = "out of date"
+        row |= _progress(folder)
+        rows.append(row)
+    return rows
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """Return progress, time left and rate of a stage from its progress files (one for each job of an array)."""
+    records = []
+    for path in sorted(folder.glob("progress*.json")):
+        with contextlib.suppress(InputError):
+            records.append(read_json(path))
+    if not records:
+        return {}
+    left = [record["eta_s"] for record in records if record["eta_s"] is not None]
+    of = max(len(records), records[0].get("of", 1))
+    rate = records[0]["rate"] if of == 1 else f"{len(records)} of {of} jobs have begun"
+    return {"progress": sum(record["progress"] for record in records) / of, "eta_s": max(left, default=None), "rate": rate}

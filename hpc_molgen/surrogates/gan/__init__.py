@@ -1,0 +1,1 @@
+"""Adversarial generation of whole time series in one shot."""

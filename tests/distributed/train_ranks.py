@@ -1,0 +1,68 @@
+"""Trains surrogates on made-up data, for tests: run by python or by torchrun with any number of ranks.
+
+Usage: train_ranks.py DIRECTORY SURROGATE[,setting=value ...] ...    (each into DIRECTORY/0, DIRECTORY/1, ...)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from hpc_molgen.config import TrainConfig
+from hpc_molgen.errors import Interrupted
+from hpc_molgen.surrogates.base import Surrogate, surrogate_class
+from hpc_molgen.training.batches import TrainingSet
+from hpc_molgen.training.distributed import process_group
+from hpc_molgen.training.loop import Trainer
+from hpc_molgen.workers import Workers
+
+N_FRAMES = 16
+DEFAULTS = {"n_steps": 20, "batch_size": 120, "log_every": 1, "validate_every": 10, "warmup_steps": 5, "device": "cpu"}
+
+
+def make_surrogate(name: str) -> Surrogate:
+    torch.manual_seed(5)
+    sizes = {
+        "diffusion": {"n_torus": 2, "n_euclidean": 7, "hidden": 24, "depth": 1},
+        "gan": {"n_frames": N_FRAMES, "n_channels": 2, "hidden": 8, "latent": 4, "critic_updates": 2},
+    }
+    return surrogate_class(name)(**sizes[name])
+
+
+def make_data(name: str, seed: int) -> TrainingSet:
+    generator = torch.Generator().manual_seed(seed)
+    if name == "diffusion":
+        return TrainingSet(torch.randn((3000, 9), generator=generator), torch.rand(3000, generator=generator))
+    steps = torch.randn((3000, 2), generator=generator)
+    return TrainingSet(steps.cumsum(0) / 30, torch.ones(200), 10 * torch.arange(200), N_FRAMES)
+
+
+def train(job: str, directory: Path) -> None:
+    name, *settings = job.split(",")
+    values = {key: yaml.safe_load(value) for key, value in (setting.split("=") for setting in settings)}
+    config, group = TrainConfig(**(DEFAULTS | values)), process_group("cpu")
+    directory.mkdir(parents=True, exist_ok=True)
+    trained = Trainer(make_surrogate(name), config, make_data(name, 1), make_data(name, 2), directory, group, 7).run()
+    if group.is_root:
+        trained.save(directory / "surrogate.safetensors", name, "key")
+
+
+def main(out: Path, *jobs: str) -> None:
+    torch.set_num_threads(1)
+    workers = Workers.detect()
+    code = 0
+    try:
+        for number, job in enumerate(jobs):
+            train(job, out / str(number))
+    except Interrupted as error:
+        print(error, flush=True)
+        code = error.exit_code
+    workers.leave_at_exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,122 @@
+"""The plain scripts of slurm/ on a real Slurm cluster: with and without a container, requeued, as an array."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, wait_for
+from jobs import logs, sbatch, script_env, small_config, undone, wait_for_step
+
+from hpc_molgen.launch.site import SITES
+from hpc_molgen.run import Run
+
+SCRIPTS = SITES.parent
+FUNCTIONS = SCRIPTS.parent / "hpc_molgen" / "launch" / "job.sh"
+pytestmark = pytest.mark.slurm
+
+# It runs the command that follows the image, and leaves word of how it was called. A real image comes with the tests of
+# the containers; what is tried here is that every script starts its ranks through it.
+_APPTAINER = """\
+#!/bin/bash
+printf '%s\\n' "$*" >>"{calls}"
+while [ "$1" != "{image}" ]; do shift; done
+shift
+exec "$@"
+"""
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> dict[str, str]:
+    """Variables that put a stand-in for apptainer on the path, and name an image."""
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text(_APPTAINER.format(calls=tmp_path / "calls", image=tmp_path / "image.sif"))
+    stand_in.chmod(0o755)
+    return {
+        "HPC_MOLGEN_CONTAINER": str(tmp_path / "image.sif"),
+        "HPC_MOLGEN_CONTAINER_OPTIONS": "--bind=/scratch --cleanenv=no",
+    }
+
+
+def test_the_scripts_run_the_pipeline_as_dependent_jobs(cluster: Cluster, tmp_path: Path, container: dict[str, str]) -> None:
+    config, out = small_config(tmp_path, "train.n_steps=1500"), tmp_path / "a run"
+    env = script_env(cluster, **container, REFERENCE="--array=0-1", TRAIN="--nodes=2", SAMPLE="--array=3-4", FARM="--ntasks=2")
+    env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
+    line = [str(SCRIPTS / "pipeline.sh"), str(config), str(out), "--set", "train.n_steps=300"]
+    ended = subprocess.run(line, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    jobs = dict(re.findall(r"^(\w+): job (\d+)", ended.stdout, re.MULTILINE))
+    assert list(jobs) == ["reference", "train", "sample", "farm", "report"]
+
+    wait_for_step(out, 0)
+    cluster.control("scancel", "--signal=USR2", jobs["train"])
+    assert cluster.wait(jobs["sample"]) == "COMPLETED", logs(out)
+    assert cluster.restarts(jobs["train"]) == 1 and cluster.state(jobs["train"]) == "COMPLETED"
+    assert cluster.wait(jobs["farm"]) == "COMPLETED", logs(out)
+    cluster.control("scancel", jobs["report"])  # the pipeline of `submit` has one
+    assert undone(out) == ["report"], logs(out)
+    run = Run.open(out)
+    assert run.config.train.n_steps == 300 and run.details("train")["ranks"] == 2
+    calls = (tmp_path / "calls").read_text()
+    prefix = f"exec --bind {out} --bind=/scratch --cleanenv=no {tmp_path}/image.sif hpc-molgen run {config} --out {out}"
+    for options, ranks in (("--only reference --share 0/2", 1), ("--only reference --share 1/2", 1), ("--to train", 4)):
+        assert calls.count(f"{prefix} {options} --set train.n_steps=300\n") == ranks, calls
+    assert calls.count(f"{prefix} --only sample --share 1/2 ") == 1 and calls.count(f"{prefix} --from sample --to farm ") == 2
+
+
+def test_benchmark_sbatch_runs_a_suite(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    job = sbatch(cluster, f"--output={log}", str(SCRIPTS / "benchmark.sbatch"), "energies", str(tmp_path), "--size", "smoke")
+    assert cluster.wait(job) == "COMPLETED", log.read_text()
+    assert (tmp_path / "energies-smoke.json").is_file()
+
+
+def test_a_script_without_its_arguments_says_how_it_is_used(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert cluster.wait(sbatch(cluster, f"--output={log}", str(SCRIPTS / "train.sbatch"), "tiny")) == "FAILED"
+    assert "usage: sbatch [options] train.sbatch PRESET|CONFIG.yaml DIR" in log.read_text()
+
+
+def test_pipeline_takes_back_what_it_submitted_when_slurm_refuses(cluster: Cluster, tmp_path: Path) -> None:
+    env = script_env(cluster, REFERENCE="--hold", FARM="--account=full")
+    line = [str(SCRIPTS / "pipeline.sh"), "tiny", str(tmp_path / "run")]
+    ended = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "refused the job 'farm'" in ended.stderr and "accounting/QOS policy" in ended.stderr
+    jobs = re.findall(r"job (\d+)", ended.stdout)
+    assert [cluster.wait(job) for job in jobs] == ["CANCELLED"] * 3
+
+
+def test_the_port_where_ranks_meet_is_one_that_nobody_listens_on(cluster: Cluster, tmp_path: Path) -> None:
+    listen = (
+        "import os, socket, time; one = socket.create_server(('', 15000 + (int(os.environ['SLURM_JOB_ID']) + 1) % 17000));"
+        "print(*map(os.environ.get, ('MASTER_ADDR', 'MASTER_PORT', 'SLURM_JOB_ID')), flush=True); time.sleep(100)"
+    )
+    script = tmp_path / "port.sh"
+    script.write_text(f'#!/bin/bash\n. {FUNCTIONS}\nmolgen_meet\nexec python3 -c "{listen}"\n')
+    jobs, found = [], []
+    for name in ("first", "second"):  # the first listens where the second would begin to look
+        log = tmp_path / name
+        jobs.append(sbatch(cluster, f"--output={log}", "--nodelist", cluster.nodes[0], str(script)))
+        wait_for(lambda log=log: log.is_file() and log.read_text().endswith("\n"), "a port")  # type: ignore[misc]
+        found.append(log.read_text().split())
+    cluster.control("scancel", *jobs)
+    assert int(jobs[1]) == int(jobs[0]) + 1
+    assert found[0] == [cluster.nodes[0], str(15000 + int(jobs[0]) % 17000), jobs[0]]
+    assert int(found[1][1]) != 15000 + int(jobs[1]) % 17000 and 15000 <= int(found[1][1]) < 32000
+
+
+def test_every_script_passes_shellcheck_and_names_no_site() -> None:
+    scripts = [*SCRIPTS.glob("*.sbatch"), *SCRIPTS.glob("*.sh"), FUNCTIONS]
+    assert len(scripts) >= 8
+    shellcheck = [str(Path(sys.executable).with_name("shellcheck")), "-x"]
+    ended = subprocess.run([*shellcheck, *map(str, scripts)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+    for script in scripts:
+        text = script.read_text()
+        assert len(text.splitlines()) < 100
+        asked = re.findall(r"^#SBATCH --([\w-]+)", text, re.MULTILINE)
+        assert set(asked) <= {"job-name", "open-mode", "requeue", "signal"}, script
