@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -12,11 +11,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any, TypeVar
 
-from hpc_molgen import interrupts
-from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen import interrupts, mpi_ranks
 from hpc_molgen.torch_ranks import TorchComm
 
 Item = TypeVar("Item")
@@ -31,18 +28,6 @@ def launched_size() -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 1
-
-
-def _choose_transport() -> None:
-    """Let the MPICH that comes from PyPI use libfabric inside Slurm jobs.
-
-    It prefers UCX, whose addresses can be longer than Slurm's PMI2 takes (where a node has many network devices; compare
-    pmodels/mpich issue 6924): MPI_Init then fails or hangs. Our messages are few and small. Another MPI is left alone.
-    """
-    if "SLURM_JOB_ID" in os.environ:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.distribution("mpich")
-            os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
 def available_cores() -> int:
@@ -90,20 +75,7 @@ class Workers:
         size = launched_size()
         if size == 1:
             return cls(n_processes=available_cores(), share=share)
-        _choose_transport()
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:
-            raise EnvironmentProblem(
-                f"a launcher started {size} ranks, but MPI cannot be used here ({error}). "
-                "Install it with: pip install 'hpc-molgen[mpi]'"
-            ) from error
-        if size != MPI.COMM_WORLD.Get_size():
-            raise EnvironmentProblem(
-                f"the launcher started {size} ranks, but MPI sees {MPI.COMM_WORLD.Get_size()}: the launcher and mpi4py use "
-                "different MPI libraries. Use the mpiexec of this environment, or srun with the matching --mpi type."
-            )
-        return cls(MPI.COMM_WORLD, share=share)
+        return cls(mpi_ranks.world(size), share=share)
 
     @property
     def is_root(self) -> bool:

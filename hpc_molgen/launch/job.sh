@@ -23,6 +23,7 @@ molgen_end() {
   if [ "$status" != 0 ]; then info=$(scontrol show job --oneliner "$molgen_job"); fi
   if [[ $info == *" JobState=RUNNING "* && ($word == *SIGUSR2* || $info =~ PreemptTime=[0-9]) ]]; then
     echo "hpc-molgen: job $molgen_job goes back into the queue and will go on where it was"
+    trap "" TERM # which Slurm sends at once
     scontrol requeue "$molgen_job" || echo "hpc-molgen: it could not; submit again, what was finished is kept"
   elif [ -f "$HPC_MOLGEN_REQUEUE.error" ]; then
     cat "$HPC_MOLGEN_REQUEUE.error"

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from hpc_molgen.efficiency.suites import run_suite
+from hpc_molgen.efficiency.suites import run_suite, training_gpu
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.scaling import plan_record
 from hpc_molgen.efficiency.suites.scaling_inputs import parse_inputs, read_points
-from hpc_molgen.efficiency.suites.training_gpu import GpuTraining, training_on_gpu
-from hpc_molgen.efficiency.suites.training_processes import Operations, count_operations
+from hpc_molgen.efficiency.suites.training import _two
+from hpc_molgen.efficiency.suites.training_processes import Operations, Timing, count_operations
 from hpc_molgen.efficiency.suites.training_tables import gpu_tables
-from hpc_molgen.efficiency.suites.training_workloads import SMALL_WORKLOADS, WORKLOADS, parameter_bytes
+from hpc_molgen.efficiency.suites.training_workloads import SMALL_WORKLOADS, WORKLOADS, make_trainer, parameter_bytes
 from hpc_molgen.errors import InputError
+from hpc_molgen.training.loop import Trainer
 from hpc_molgen.workers import available_cores
 from tests.conftest import CommandLine
 
@@ -67,17 +69,51 @@ def test_training(command: CommandLine, tmp_path: Path) -> None:
         assert "From one process to two" in text and "all-reduce alone" in text
 
 
-def test_what_runs_on_a_gpu_runs_on_a_cpu() -> None:
+def test_ratios_and_parts_of_two_processes_by_hand() -> None:
+    """One round: 8 s a step alone, 5 s for half of it, 6 s beside another, 7 s together (the slower one)."""
+
+    def timings(*pairs: tuple[list[float], float]) -> list[list[Timing]]:
+        return [[Timing(seconds, drawing_s, 0.0) for seconds, drawing_s in pairs]]
+
+    seen = {
+        "one": timings(([8.0, 8.0], 0.0)),
+        "half alone": timings(([5.0, 5.0], 0.0)),
+        "half beside": timings(([5.0, 6.0], 1.0), ([6.0, 7.0], 1.0)),
+        "whole beside": timings(([9.0], 0.0), ([11.0], 0.0)),
+        "two": timings(([7.0, 7.0], 1.2), ([6.0, 7.0], 0.4)),
+        "all-reduce": timings(([0.25], 0.0), ([0.125], 0.0)),
+    }
+    found = _two(seen, 64, flops=70.0, peaks=[20.0])
+    assert found["ratio"]["mean"] == pytest.approx(8 / 7) and found["two_per_s"]["mean"] == pytest.approx(64 / 7)
+    factors = {name: value["mean"] for name, value in found["factors"].items()}
+    assert factors == pytest.approx({"halving": 8 / 5, "sharing": 5 / 6, "exchange": 6 / 7})
+    assert (found["ceiling_half"]["mean"], found["ceiling_whole"]["mean"]) == pytest.approx((8 / 6, 2 * 8 / 10))
+    parts = {name: value["mean"] / 1e3 for name, value in found["parts_ms"].items()}
+    assert parts == pytest.approx({"draw": 0.4, "compute": 5.5, "all_reduce": 0.25, "wait": 0.5, "rest": 0.35})
+    assert found["two_utilisation"]["mean"] == pytest.approx(70 / 7 / 40)
+
+
+def test_what_runs_on_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code with another device: rows for both precisions, ratios to eager float32 in the same round."""
-    settings = GpuTraining({"diffusion": (64, 128), "gan": (8,)}, False, n_rounds=2, measure_s=0.01, steps_per_call=2)
+    made: list[str] = []
+
+    def make(*arguments: Any, **settings: Any) -> Trainer:
+        made.append(settings.get("precision", "for counting"))
+        return make_trainer(*arguments, **settings)
+
+    monkeypatch.setattr(training_gpu, "make_trainer", make)
+    settings = training_gpu.GpuTraining(
+        {"diffusion": (64, 128), "gan": (8,)}, False, n_rounds=2, measure_s=0.01, steps_per_call=2
+    )
     costs = Costs()
-    rows = training_on_gpu(SMALL_WORKLOADS, settings, 1, costs, device="cpu")
+    rows = training_gpu.training_on_gpu(SMALL_WORKLOADS, settings, 1, costs, device="cpu")
     assert [(row["batch_size"], row["method"]) for row in rows] == [
         (n, f"{precision} eager") for n in (64, 128, 8) for precision in ("float32", "bf16")
     ]
+    assert made == ["float32", "bf16", "for counting"] * 3
     for row in rows:
         np.testing.assert_allclose(1e3 * row["batch_size"] / check_spread(row["step_ms"], 2), row["per_wall_s"]["values"])
-        assert 0 < row["utilisation"]["mean"] < 1 and 0 < row["wait_share"] < 1 and 0.1 < row["busy_share"] < 1.1
+        assert 0 < row["utilisation"]["mean"] < 1 and 0.01 < row["wait_share"] < 1 and 0.1 < row["busy_share"] < 1.1
     assert rows[0]["ratio_wall"]["values"] == [1, 1] and rows[1]["ratio_wall"]["values"] != [1, 1]
     assert len(costs.stages) == 6
     (diffusion, gan) = gpu_tables(rows)
@@ -89,6 +125,8 @@ def test_operations_of_a_batch_are_those_of_its_items() -> None:
     for workload in SMALL_WORKLOADS.values():
         few, many = (count_operations(Operations(workload, n), 1) for n in (8, 24))
         assert many == pytest.approx(3 * few)
+        few, many = (training_gpu._flops(workload, n, 1, torch.device("cpu")) for n in (128, 512))
+        assert many == pytest.approx(4 * few)  # counted on 256
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +159,11 @@ def test_scaling_measures_the_ranks_that_it_is_started_on(measured: Path) -> Non
             for name in ("idle", "busy"):
                 parts = sum(check[name][part] for part in ("compute_ms", "straggler_ms", "exchange_ms"))
                 assert parts == pytest.approx(check[name]["predicted_ms"]) and check[name]["exchange_ms"] > 0
+                late = check[name]["jitter"] * check[name]["compute_ms"] / np.sqrt(np.pi)  # the later of two
+                assert check[name]["straggler_ms"] == pytest.approx(late, rel=1e-4)
+                line = check[name]["fixed_ms"] + check[name]["item_us"] / 1e3 * np.array(check["items"])
+                np.testing.assert_allclose(line, np.array(check[name]["step_ms"]) * (1 + np.array(check[name]["residuals"])))
+                assert np.interp(32, check["items"], line) == pytest.approx(check[name]["compute_ms"])
                 expected = check[name]["predicted_ms"] / check_spread(check["measured_ms"], 2)
                 np.testing.assert_allclose(check_spread(check[name]["predicted_over_measured"], 2), expected)
     assert not one.all_reduce_bytes
@@ -129,7 +172,7 @@ def test_scaling_measures_the_ranks_that_it_is_started_on(measured: Path) -> Non
 
 
 def test_plan_prints_measured_beside_modelled(command: CommandLine, measured: Path) -> None:
-    settings = ["max_ranks=8", "bandwidth_gb_s=12.5"]  # batch sizes are those that were measured
+    settings = ["max_ranks=8", "bandwidth_gb_s=12.5", "intra_bandwidth_gb_s=3"]  # batch sizes are those that were measured
     shown = command("benchmark", "scaling", "--plan", "--out", str(measured), *(f"--set={setting}" for setting in settings))
     assert shown.returncode == 0, shown.stderr
     record, text = read_record(measured, "scaling-plan")
@@ -137,6 +180,7 @@ def test_plan_prints_measured_beside_modelled(command: CommandLine, measured: Pa
     one, two = read_points(measured)
     inputs = record["results"]["inputs"]
     assert inputs["bandwidth_gb_s"] == {"value": 12.5, "unit": "GB/s", "source": "given"}
+    assert inputs["intra_bandwidth_gb_s"] == {"value": 3, "unit": "GB/s", "source": "given"}  # though it was measured
     assert inputs["gpus_per_node"]["value"] == 2 and inputs["intra_latency_us"]["source"] == "measured: scaling-2.json"
     assert "assumed" in inputs["latency_us"]["source"] and any("latency_us" in n and "Assumed" in n for n in record["notes"])
     assert inputs["step_fixed_ms"]["source"] == "measured: scaling-2.json"  # of a full node

@@ -109,6 +109,29 @@ def test_the_port_where_ranks_meet_is_one_that_nobody_listens_on(cluster: Cluste
     assert int(found[1][1]) != 15000 + int(jobs[1]) % 17000 and 15000 <= int(found[1][1]) < 32000
 
 
+def start_rank(cluster: Cluster, tmp_path: Path, rank: str) -> tuple[str, Path]:
+    """Submit a job with one rank that runs a line of bash, and wait until it says that it has begun."""
+    script, log = tmp_path / "job.sh", tmp_path / "log"
+    script.write_text(f"#!/bin/bash\n. {FUNCTIONS}\nmolgen_begin {tmp_path}\nmolgen_ranks mpi bash -c '{rank}'\n")
+    job = sbatch(cluster, f"--output={log}", "--open-mode=append", str(script))
+    wait_for(lambda: log.is_file() and "begun" in log.read_text(), "the rank")
+    return job, log
+
+
+def test_a_warning_before_python_handles_it_ends_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    job, log = start_rank(cluster, tmp_path, "echo begun; sleep 3; echo over")
+    cluster.control("scancel", "--signal=USR2", job)
+    assert cluster.wait(job) == "COMPLETED" and "over" in log.read_text(), log.read_text()
+
+
+def test_a_job_that_is_cancelled_while_it_saves_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+    rank = 'echo SIGUSR2 >$HPC_MOLGEN_REQUEUE; trap "exit 130" TERM; echo begun; sleep 60 & wait'
+    job, log = start_rank(cluster, tmp_path, rank)
+    cluster.control("scancel", job)
+    assert cluster.wait(job) == "CANCELLED"
+    assert cluster.restarts(job) == 0 and "back into the queue" not in log.read_text()
+
+
 def test_every_script_passes_shellcheck_and_names_no_site() -> None:
     scripts = [*SCRIPTS.glob("*.sbatch"), *SCRIPTS.glob("*.sh"), FUNCTIONS]
     assert len(scripts) >= 8

@@ -39,15 +39,22 @@ def check_two_processes(workload: Workload, effort: Effort, seed: int) -> dict[s
         "all_reduce": {"latency_us": 1e6 * latency_s, "gb_s": 1e-9 / max(byte_s, 1e-15), "residuals": residuals},
     }
     for name, timings in (("idle", idle), ("busy", busy)):
-        fixed_s, item_s, off = fit_line(items, [statistics.median(t.mean_s for t in timings[n]) for n in items])
+        step_s = [statistics.median(timing.mean_s for timing in timings[n]) for n in items]
+        fixed_s, item_s, off = fit_line(items, step_s)
         noise = statistics.median(jitter(timing.seconds) for timing in timings[items[-1]])
         row = forecast(workload.batch_size, 2, Compute(fixed_s, item_s, noise), exchange, network)
         found[name] = {
-            "fixed_ms": 1e3 * fixed_s, "item_us": 1e6 * item_s, "residuals": off, "jitter": noise,
-            "compute_ms": 1e3 * row.compute_s, "straggler_ms": 1e3 * row.straggler_s, "exchange_ms": 1e3 * row.exposed_s,
+            "step_ms": [1e3 * seconds for seconds in step_s],
+            "fixed_ms": 1e3 * fixed_s,
+            "item_us": 1e6 * item_s,
+            "residuals": off,
+            "jitter": noise,
+            "compute_ms": 1e3 * row.compute_s,
+            "straggler_ms": 1e3 * row.straggler_s,
+            "exchange_ms": 1e3 * row.exposed_s,
             "predicted_ms": 1e3 * row.step_s,
             "predicted_over_measured": spread(row.step_s / seconds for seconds in together),
-        }  # fmt: skip
+        }
     return {"items": items, **found, "cpu_s": pair.cpu_s}
 
 
