@@ -46,15 +46,17 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def starting_children() -> Iterator[None]:
-    """Start processes inside the block: Slurm's warning, which goes to all processes of a job, does not end them.
+    """Start processes inside the block: Ctrl-C and Slurm's warning, which go to all processes of a job, do not end them.
 
-    They keep SIGUSR2 blocked; their parent, which gets a warning that comes inside the block at its end, answers for them.
+    They keep both blocked (one that is still being born would answer Ctrl-C with a traceback); their parent, which gets a
+    signal that comes inside the block at its end, answers for them.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    signals = {signal.SIGINT, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def came() -> bool:

@@ -10,28 +10,32 @@ usage="usage: pipeline.sh PRESET|CONFIG.yaml DIR [--set key=value ...]"
 here=$(cd "$(dirname "$0")" && pwd)
 logs=$(realpath -m "$2")/logs
 mkdir -p "$logs" # Slurm makes no folders
-jobs=()
+jobs=() record=""
 
-# submit NAME SCRIPT OPTIONS ARGUMENT...: submit a script that waits for the one before it
+# submit NAME SCRIPT OPTIONS STAGES ARGUMENT...: submit a script that waits for the one before it
 submit() {
-  local name=$1 script=$2 options job
+  local name=$1 script=$2 options stages=$4 job log=%j array=1
   read -ra options <<<"$3"
-  shift 3
+  shift 4
+  if [[ " ${options[*]}" == *" --array"* ]]; then log=%A_%a array=2; fi
   if [ ${#jobs[@]} -gt 0 ]; then options+=("--dependency=afterok:${jobs[-1]}"); fi
-  if ! job=$(sbatch --parsable --job-name="$name" --output="$logs/%x-%j.log" --kill-on-invalid-dep=yes "${options[@]}" \
+  if ! job=$(sbatch --parsable --job-name="$name" --output="$logs/%x-$log.log" --kill-on-invalid-dep=yes "${options[@]}" \
     "$here/$script.sbatch" "$@"); then
     if [ ${#jobs[@]} -gt 0 ]; then scancel "${jobs[@]}"; fi
     echo "pipeline.sh: Slurm refused the job '$name'; those submitted before it were cancelled" >&2
     exit 2
   fi
   jobs+=("${job%%;*}") # in a federation the cluster's name follows
+  record+="${record:+, }{\"name\": \"$name\", \"job\": \"${jobs[-1]}\", \"stages\": [$stages], \"array\": $array}"
   echo "$name: job ${jobs[-1]}"
 }
 
-submit reference reference "${REFERENCE:-}" "$@"
-submit train train "${TRAIN:-}" "$@"
-submit sample sample "${SAMPLE:-}" "$@"
-submit farm farm "${FARM:-}" "$@"
-submit report run "${REPORT:-}" "$@"
-echo "follow: squeue --me; hpc-molgen status $2; logs in $logs"
+submit reference reference "${REFERENCE:-}" '"reference"' "$@"
+submit train train "${TRAIN:-}" '"reference", "featurize", "train"' "$@"
+submit sample sample "${SAMPLE:-}" '"sample"' "$@"
+submit farm farm "${FARM:-}" '"sample", "correct", "farm"' "$@"
+submit report run "${REPORT:-}" '"report"' "$@"
+# for hpc-molgen status
+echo "[{\"time\": \"$(date '+%Y-%m-%d %H:%M:%S')\", \"site\": \"pipeline.sh\", \"jobs\": [$record]}]" >"$logs/jobs.json"
+echo "follow: hpc-molgen status $2; logs in $logs"
 echo "stop:   scancel ${jobs[*]}"

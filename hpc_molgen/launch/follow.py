@@ -28,10 +28,17 @@ def follow(directory: Path) -> list[dict[str, Any]]:
     done = {row["stage"] for row in rows if row["state"] == "done"}
     for row in rows:
         row |= {"job": "", "slurm": "", "log": "", "log_end": []}
-        for job in jobs.get(row["stage"], [])[:1]:
-            row |= _joined(row, job, [view for view in views or [] if _is_of(view, job)], done)
-            row["slurm"] += "" if views is not None or row["state"] == "done" else " (Slurm does not answer here)"
-        _say_who_merges(row, jobs.get(row["stage"], [])[1:], views or [])
+        if row["stage"] not in jobs:
+            continue
+        own, *mergers = jobs[row["stage"]]
+        row |= _joined(row, own, _views(own, views), done)
+        if row["state"] == "done":
+            continue
+        row["slurm"] += "" if views is not None else " (Slurm does not answer here)"
+        for merger in mergers:
+            if _is_completed(_views(own, views)):
+                row["state"] = "parts done"
+            row["slurm"] += f"; its parts are merged by {_summary(merger, _views(merger, views))}"
     return rows
 
 
@@ -58,15 +65,19 @@ def _jobs_of_stages(history: list[dict[str, Any]]) -> dict[str, list[SubmittedJo
     return jobs
 
 
-def _is_of(view: JobView, job: SubmittedJob) -> bool:
-    return view.job.partition("_")[0] == job.job and view.name == job.name
+def _views(job: SubmittedJob, views: list[JobView] | None) -> list[JobView]:
+    return [view for view in views or [] if view.job.partition("_")[0] == job.job and view.name == job.name]
+
+
+def _is_completed(views: list[JobView]) -> bool:
+    return bool(views) and all(view.state == "COMPLETED" for view in views)
 
 
 def _joined(row: dict[str, Any], job: SubmittedJob, views: list[JobView], done: set[str]) -> dict[str, Any]:
     """Return what the job adds to a row."""
     news: dict[str, Any] = {"job": job.job, "slurm": _summary(job, views)}
     if row["state"] == "done":
-        return news
+        return news | {"slurm": f"job {job.job}"}
     active = [view for view in views if not view.is_over]
     lost = [view for view in views if view.is_over and view.state != "COMPLETED"]
     if active and all(view.state == "PENDING" for view in active):
@@ -77,6 +88,8 @@ def _joined(row: dict[str, Any], job: SubmittedJob, views: list[JobView], done: 
         news["state"] = "running"
     elif lost and row["state"] != "running":  # else somebody has started it again without Slurm
         news["state"] = "cancelled" if all(view.state == "CANCELLED" for view in lost) and not row["error"] else "failed"
+    if active and not lost:
+        news |= {"error": "", "traceback": ""}  # of an earlier attempt
     state = news.get("state", row["state"])
     if state in ("running", "failed", "cancelled"):
         shown = (lost or [view for view in active if view.state == "RUNNING"] or views)[:1]
@@ -86,7 +99,7 @@ def _joined(row: dict[str, Any], job: SubmittedJob, views: list[JobView], done: 
 
 def _summary(job: SubmittedJob, views: list[JobView]) -> str:
     """Say in one line what Slurm says of a job: state, nodes, reason, how often it went back into the queue."""
-    if all(view.state == "COMPLETED" for view in views):
+    if not views or _is_completed(views):
         return f"job {job.job}"
     counts = Counter(_WORDS.get(view.state, view.state.lower()) for view in views)
     parts = [", ".join(f"{n} {state}" if len(views) > 1 else state for state, n in counts.items())]
@@ -108,7 +121,7 @@ def _log(job: SubmittedJob, shown: list[JobView], row: dict[str, Any], state: st
             return {}
         hint = f"there is no log {log}: the nodes may not see this folder; choose an --out on a file system that all share"
         return {"log_end": [hint]}
-    return {"log": str(log), "log_end": [] if row["traceback"] else _tail(log, _LOG_LINES.get(state, 8))}
+    return {"log": str(log), "log_end": [] if row["traceback"] and state == "failed" else _tail(log, _LOG_LINES.get(state, 8))}
 
 
 def _tail(path: Path, n_lines: int) -> list[str]:
@@ -116,11 +129,3 @@ def _tail(path: Path, n_lines: int) -> list[str]:
         file.seek(max(0, path.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("submitit INFO")][-n_lines:]
-
-
-def _say_who_merges(row: dict[str, Any], mergers: list[SubmittedJob], views: list[JobView]) -> None:
-    if mergers and row["state"] != "done":
-        if row["state"] not in ("queued", "running", "requeued", "failed", "cancelled"):
-            row["state"] = "parts done"
-        of_merger = [view for view in views if _is_of(view, mergers[0])]
-        row["slurm"] += f"; its parts are merged by {_summary(mergers[0], of_merger)}"

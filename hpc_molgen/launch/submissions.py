@@ -1,4 +1,4 @@
-"""The record of what was submitted for a run: RUN/submitit/jobs.json, the newest submission last."""
+"""The record of what was submitted for a run: RUN/submitit/jobs.json, and RUN/logs/jobs.json by slurm/pipeline.sh."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class SubmittedJob:
     stages: tuple[str, ...]
     array: int
     folder: str
+    plain: bool = False
 
-    def log(self, task: int = 0, rank: int = 0) -> Path:
-        """The log of a rank, of the job or of one job of its array."""
+    def log(self, task: int = 0) -> Path:
+        """The log of the job, or of one job of its array."""
         job = f"{self.job}_{task}" if self.array > 1 else self.job
-        return Path(self.folder) / f"{job}_{rank}_log.out"
+        return Path(self.folder) / (f"{self.name}-{job}.log" if self.plain else f"{job}_0_log.out")
 
 
 def path(run: Path) -> Path:
@@ -35,15 +36,19 @@ def path(run: Path) -> Path:
 def read(run: Path) -> list[dict[str, Any]]:
     """Return all submissions, oldest first; none where the run was never submitted."""
     submissions: list[dict[str, Any]] = read_json(path(run)) if path(run).is_file() else []
+    plain = run / "logs" / "jobs.json"
+    if plain.is_file():
+        submissions += [submission | {"plain": str(plain.parent)} for submission in read_json(plain)]
     for submission in submissions:
-        submission["jobs"] = [SubmittedJob(**job | {"stages": tuple(job["stages"])}) for job in submission["jobs"]]
-    return submissions
+        more = {"folder": submission["plain"], "plain": True} if "plain" in submission else {}
+        submission["jobs"] = [SubmittedJob(**job | more | {"stages": tuple(job["stages"])}) for job in submission["jobs"]]
+    return sorted(submissions, key=lambda submission: str(submission["time"]))
 
 
 def write(run: Path, submissions: list[dict[str, Any]]) -> None:
-    """Write all submissions."""
-    plain = [submission | {"jobs": [asdict(job) for job in submission["jobs"]]} for submission in submissions]
-    write_json(path(run), plain)
+    """Write all submissions that `submit` made."""
+    ours = [submission for submission in submissions if "plain" not in submission]
+    write_json(path(run), [submission | {"jobs": [asdict(job) for job in submission["jobs"]]} for submission in ours])
 
 
 def refuse_while_active(run: Path, submissions: list[dict[str, Any]]) -> None:

@@ -30,9 +30,9 @@ def run_stage(stages: str, directory: str) -> None:
     """
     from submitit import JobEnvironment
 
-    interrupts.install()  # in place of submitit's handlers, which would requeue the job by a count of their own
     environment = JobEnvironment()
     names, run, workers = stages.split(","), None, Workers()
+    interrupts.install()  # in place of submitit's handlers, which would requeue the job by a count of their own
     try:
         _prepare(environment, names)
         workers = Workers.detect(_share(environment))

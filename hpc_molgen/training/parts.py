@@ -59,7 +59,7 @@ class TrainedPart:
         self.parameters = list(surrogate.parts()[part].parameters())
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=surrogate.adam_betas, weight_decay=config.weight_decay,
-            fused=group.device.type == "cuda",
+            fused=True,
         )  # fmt: skip
         loss = PartLoss(surrogate, part, mixed=config.precision == "bf16" and has_bf16(group.device))
         self.plain = loss

@@ -73,7 +73,7 @@ def test_ratios_and_parts_of_two_processes_by_hand() -> None:
     """One round: 8 s a step alone, 5 s for half of it, 6 s beside another, 7 s together (the slower one)."""
 
     def timings(*pairs: tuple[list[float], float]) -> list[list[Timing]]:
-        return [[Timing(seconds, drawing_s, 0.0) for seconds, drawing_s in pairs]]
+        return [[Timing(seconds, drawing_s, 0.9 * sum(seconds)) for seconds, drawing_s in pairs]]
 
     seen = {
         "one": timings(([8.0, 8.0], 0.0)),
@@ -85,6 +85,7 @@ def test_ratios_and_parts_of_two_processes_by_hand() -> None:
     }
     found = _two(seen, 64, flops=70.0, peaks=[20.0])
     assert found["ratio"]["mean"] == pytest.approx(8 / 7) and found["two_per_s"]["mean"] == pytest.approx(64 / 7)
+    assert found["ratio_cpu"]["mean"] == pytest.approx(8 / 6.75)
     factors = {name: value["mean"] for name, value in found["factors"].items()}
     assert factors == pytest.approx({"halving": 8 / 5, "sharing": 5 / 6, "exchange": 6 / 7})
     assert (found["ceiling_half"]["mean"], found["ceiling_whole"]["mean"]) == pytest.approx((8 / 6, 2 * 8 / 10))

@@ -33,9 +33,9 @@ def small_config(folder: Path, *assignments: str) -> Path:
     return path
 
 
-def write_site(folder: Path, **values: object) -> Path:
+def write_site(where: Path, **values: object) -> Path:
     """Write a site file; jobs of the tests end within ten minutes and use one thread."""
-    path = folder / f"site-{len(list(folder.glob('site-*')))}.yaml"
+    path = where / f"site-{len(list(where.glob('site-*')))}.yaml"
     setup = ["export OMP_NUM_THREADS=1", *values.pop("setup", [])]  # type: ignore[misc]
     path.write_text(json.dumps({"minutes": 10, "setup": setup} | values))
     return path

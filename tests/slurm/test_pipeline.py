@@ -95,6 +95,14 @@ def test_a_refused_submission_shows_what_slurm_says_and_leaves_no_job(
     assert cluster.wait(job) == "CANCELLED" and job in ended.stderr
 
 
+def test_folders_that_cannot_be_written_are_named(cluster: Cluster, command: Command, tmp_path: Path) -> None:
+    for out, values in ((Path("/proc/run"), {}), (tmp_path / "run", {"folder": "/proc/logs"})):
+        site = str(write_site(tmp_path, **values))
+        ended = command("submit", "tiny", "--site", site, "--out", str(out), env=cluster.env)
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr and " job " not in ended.stdout
+        assert "/proc/" in ended.stderr and "choose another --out" in ended.stderr
+
+
 def test_jobs_after_a_failed_one_leave_the_queue(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     config = RunConfig(name="broken", system={"name": "pdb", "pdb": str(tmp_path / "absent.pdb")})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, wait_for
-from jobs import logs, sbatch, script_env, small_config, undone, wait_for_step
+from jobs import Command, logs, sbatch, script_env, small_config, status, undone, wait_for_step
 
 from hpc_molgen.launch.site import SITES
 from hpc_molgen.run import Run
@@ -42,7 +42,9 @@ def container(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_the_scripts_run_the_pipeline_as_dependent_jobs(cluster: Cluster, tmp_path: Path, container: dict[str, str]) -> None:
+def test_the_scripts_run_the_pipeline_as_dependent_jobs(
+    cluster: Cluster, command: Command, tmp_path: Path, container: dict[str, str]
+) -> None:
     config, out = small_config(tmp_path, "train.n_steps=1500"), tmp_path / "a run"
     env = script_env(cluster, **container, REFERENCE="--array=0-1", TRAIN="--nodes=2", SAMPLE="--array=3-4", FARM="--ntasks=2")
     env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
@@ -53,6 +55,9 @@ def test_the_scripts_run_the_pipeline_as_dependent_jobs(cluster: Cluster, tmp_pa
     assert list(jobs) == ["reference", "train", "sample", "farm", "report"]
 
     wait_for_step(out, 0)
+    rows, text = status(cluster, command, out)
+    assert (rows["train"]["state"], rows["farm"]["state"]) == ("running", "queued") and rows["reference"]["state"] == "done"
+    assert f"job {jobs['train']}: running on 127.0.0.[2-3]" in text and "train: starts" in text
     cluster.control("scancel", "--signal=USR2", jobs["train"])
     assert cluster.wait(jobs["sample"]) == "COMPLETED", logs(out)
     assert cluster.restarts(jobs["train"]) == 1 and cluster.state(jobs["train"]) == "COMPLETED"

@@ -63,6 +63,7 @@ def test_an_array_counts_its_jobs(submitted: Run) -> None:
     assert rows["featurize"]["state"] == rows["train"]["state"] == "queued"
     rows, _ = _squeue(submitted, *[line.replace("RUNNING", "COMPLETED").replace("PENDING", "COMPLETED") for line in lines])
     assert rows["reference"]["state"] == "parts done"
+    assert _squeue(submitted)[0]["reference"]["state"] == "waiting"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,7 @@ def test_a_failure_shows_its_traceback_and_where_the_log_is(submitted: Run) -> N
     rows, text = _squeue(submitted, line)
     assert rows["train"]["state"] == "failed" and "ValueError: a bad step (" not in text
     assert 'raise ValueError("a bad step")' in text and f"log: {log}" in text
+    assert "a bad step" not in _squeue(submitted, "200|N/A|PENDING|0|Priority|N/A||ala-train")[1]  # submitted again
     log.unlink()
     assert "the nodes may not see this folder" in _squeue(submitted, line)[1]
 

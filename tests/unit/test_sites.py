@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import get_args
 
 import pytest
 
-from hpc_molgen.config import RunConfig, load_config
+from hpc_molgen.config import load_config
 from hpc_molgen.errors import InputError
 from hpc_molgen.launch.plan import plan_jobs
 from hpc_molgen.launch.site import SITES, SiteConfig, Stage, load_site
@@ -139,45 +138,6 @@ def test_impossible_requests_are_refused(command: Command, tmp_path: Path, site:
     assert all(part in str(error.value) for part in said), error.value
 
 
-def test_a_wrong_site_is_one_message_and_writes_nothing(command: Command, tmp_path: Path) -> None:
-    for site, said in ((write_site(tmp_path, partion="main"), "partition"), ("moon", "slurm/sites/moon.yaml")):
-        ended = command("submit", "tiny", "--site", site, "--out", str(tmp_path / "run"))
-        assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_without_slurm_the_error_says_so_and_nothing_is_written(command: Command, tmp_path: Path) -> None:
-    env = os.environ | {"PATH": str(tmp_path)}
-    ended = command("submit", "tiny", "--site", "cpu", "--out", str(tmp_path / "run"), env=env)
-    assert ended.returncode == 2
-    assert "sbatch" in ended.stderr and "--site local" in ended.stderr and "Traceback" not in ended.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_file_systems_of_one_machine_are_known(tmp_path: Path) -> None:
     assert _local_file_system(Path("/dev/shm")) == "tmpfs"
     assert _local_file_system(Path("/proc")) == ""
-
-
-def test_local_site_runs_stages_in_sequence_and_reports_a_failure(command: Command, tmp_path: Path) -> None:
-    small = [f"--set=reference.{setting}" for setting in ("production_ps=1", "bias_torsion=null", "starts=given")]
-    out = tmp_path / "run"
-    ended = command("submit", "tiny", *small, "--site", "local", "--out", str(out), "--only", "reference")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert Run.open(out).is_done("reference")
-    shutil.rmtree(out / "reference")
-    ended = command("submit", "tiny", *small, "--site", "local", "--out", str(out), "--only", "featurize")
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert "'featurize' failed" in ended.stderr and "log:" in ended.stderr
-
-
-def test_a_share_of_a_stage_by_hand(command: Command, tmp_path: Path) -> None:
-    for arguments, said in (
-        (["--share", "2/2", "--only", "reference"], "K from 0 to N-1"),
-        (["--share", "0/2"], "--only reference or --only sample"),
-        (["--only", "train", "--to", "farm"], "--only excludes"),
-        (["--from", "farm", "--to", "train"], "nothing in between"),
-    ):
-        ended = command("run", "tiny", "--out", str(tmp_path / "run"), *arguments)
-        assert ended.returncode == 2 and said in ended.stderr, ended.stderr
-    assert RunConfig().reference.n_walkers > 1 and not (tmp_path / "run").exists()

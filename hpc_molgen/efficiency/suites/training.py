@@ -160,12 +160,18 @@ def _two(seen: dict[str, list[list[Timing]]], batch: int, flops: float, peaks: l
         "two_utilisation": spread(flops / two / (2 * np.array(peaks))),
         "two_wait_share": spread(parts["draw"] / two),
         "ratio": spread(one / two),
+        "ratio_cpu": spread(_cpu_s(seen["one"]) / _cpu_s(seen["two"])),
         "factors": {"halving": spread(one / alone), "sharing": spread(alone / beside), "exchange": spread(beside / two)},
         "ceiling_half": spread(one / beside),
         "ceiling_whole": spread(2 * one / means["whole beside"].mean(axis=1)),
         "parts_ms": {name: spread(1e3 * values) for name, values in parts.items()},
         "parts_share": {name: spread(values / two) for name, values in parts.items()},
     }
+
+
+def _cpu_s(rounds: list[list[Timing]]) -> np.ndarray:
+    """CPU seconds of a step of one process in each round, which other programs on the machine change little; (n_rounds,)."""
+    return np.array([np.mean([timing.cpu_s / len(timing.seconds) for timing in answers]) for answers in rounds])
 
 
 def _drawing_s(answers: list[Timing]) -> float:

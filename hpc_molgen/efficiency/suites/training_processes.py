@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -154,6 +155,7 @@ def pair_of_processes(seed: int) -> Iterator[Pair]:
 def _serve(connection: Connection, barrier: Any, store: Path, rank: int, size: int, core: int, seed: int) -> None:
     """Carry out every order that comes, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves nobody in the middle of an exchange
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     if size > 1:

@@ -16,6 +16,8 @@ NOTES = [
     "beside another process; the all-reduce is of tensors with the sizes of DDP's buckets, alone; waiting is by how much the "
     "slower of two strangers exceeds their mean; the rest is what remains (DDP's hooks and copies; below zero where parts "
     "overlap).",
+    "In CPU seconds the ratio leaves out all waiting, for each other and for other programs on the machine: the difference to "
+    "the ratio in wall seconds is what waiting costs.",
     "Utilisation: operations of matrix products and convolutions over what a large matrix product reaches on the same core in "
     "the same round.",
 ]
@@ -87,6 +89,7 @@ def _factors(compared: list[dict[str, Any]]) -> dict[str, Any]:
     words = {"halving": "halving the batch", "sharing": "sharing memory and clock", "exchange": "exchange and waiting"}
     rows = [[text, *(row["factors"][name] for row in compared)] for name, text in words.items()]
     rows.append(["product: two processes over one", *(row["ratio"] for row in compared)])
+    rows.append(["the same in CPU seconds", *(row["ratio_cpu"] for row in compared)])
     rows.append(["ceiling: two strangers with half the batch each", *(row["ceiling_half"] for row in compared)])
     rows.append(["ceiling: two strangers with the whole batch each", *(row["ceiling_whole"] for row in compared)])
     columns = ["factor", *(row["words"] for row in compared)]
