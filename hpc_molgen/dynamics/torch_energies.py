@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpc_molgen.compilers import has_compiler
 from hpc_molgen.dynamics.terms import Terms
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ def compile_cache() -> Path:
     """Folder in which compiled code is kept from run to run: HPC_MOLGEN_CACHE, or the user's cache folder."""
     base = os.environ.get("HPC_MOLGEN_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "hpc_molgen" / "torchinductor"
-
-
-def has_compiler(device: str) -> bool:
-    """Return whether torch.compile can work: a C++ compiler for CPUs, Triton for GPUs."""
-    if device.startswith("cpu"):
-        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
 
 
 class TorchEnergies:

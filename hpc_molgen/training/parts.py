@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from hpc_molgen.compilers import has_compiler
 from hpc_molgen.config import TrainConfig
 from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.surrogates.base import Surrogate
@@ -72,7 +71,10 @@ class TrainedPart:
                 self._synchronised = nn.parallel.DistributedDataParallel(loss, devices, broadcast_buffers=False)
             self._loss = self._synchronised
         if config.compile and part not in surrogate.twice_differentiated:
-            _check_compiler(group.device)
+            if not has_compiler(str(group.device)):
+                raise EnvironmentProblem(
+                    "train.compile needs a C++ compiler on PATH for CPUs (g++ or clang++) and Triton for GPUs; set it to false"
+                )
             self._loss = torch.compile(self._loss)  # around DDP, so that it keeps sending gradients while others are computed
         elif config.compile:
             log.info("the part '%s' is not compiled: torch.compile cannot differentiate twice", part)
@@ -109,8 +111,3 @@ def has_bf16(device: torch.device) -> bool:
         return True
     log.warning("train.precision: this GPU has no bf16, training goes on in float32")
     return False
-
-
-def _check_compiler(device: torch.device) -> None:
-    if device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-        raise EnvironmentProblem("train.compile needs a C++ compiler (g++ or clang++) on PATH; install one or set it to false")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from hpc_molgen.compilers import has_compiler
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.kernel import NativeMolecule, built_variants
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
-from hpc_molgen.dynamics.torch_energies import has_compiler
 from hpc_molgen.efficiency.suites import energies_tables as tables
 from hpc_molgen.efficiency.suites.gpu import GpuSettings, energies_on_gpu, gpu_present
 from hpc_molgen.efficiency.suites.openmm_loop import OpenMMLoop

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpc_molgen.compilers import has_compiler
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import BatchedDynamics
-from hpc_molgen.dynamics.torch_energies import has_compiler
 from hpc_molgen.efficiency.suites.openmm_loop import OpenMMLoop
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved, kinetic_temperature

@@ -61,7 +61,7 @@ def training_on_gpu(
 def _one_batch(
     workload: Workload, batch_size: int, settings: GpuTraining, seed: int, costs: Costs, device: torch.device
 ) -> list[dict[str, Any]]:
-    from hpc_molgen.dynamics.torch_energies import has_compiler
+    from hpc_molgen.compilers import has_compiler
 
     methods, trainers, watch = [], dict[str, Trainer](), Stopwatch()
     kinds = [(precision, compiled) for compiled in (False, True) for precision in DTYPES]
