@@ -228,8 +228,10 @@ _state: dict[str, Any] = {}
 
 def _end(message: str, exit_code: int) -> NoReturn:
     interrupts.leave_word()
-    print(message, file=sys.stderr, flush=True)
     workers = _state.get("workers")
+    if workers is not None and workers.size > 1:
+        interrupts.ignore()
+    print(message, file=sys.stderr, flush=True)
     if workers is not None and exit_code != EXIT_GATE_FAILED:
         workers.abort(exit_code)
     sys.exit(exit_code)

@@ -21,7 +21,15 @@ _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote p
 
 
 def note(folder: Path, error: BaseException, workers: Workers) -> None:
-    """Record `error` unless another rank has recorded its own: what the others meet then is only the trace of the first."""
+    """Record `error` unless another rank has recorded its own: what the others meet then is only the trace of the first.
+
+    A signal that comes meanwhile (launchers end the ranks of a job in which one has failed) is only noted.
+    """
+    with interrupts.deferred():
+        _note(folder, error, workers)
+
+
+def _note(folder: Path, error: BaseException, workers: Workers) -> None:
     text = str(error) if isinstance(error, HpcMolgenError) else f"{type(error).__name__}: {error}"
     trace = "" if isinstance(error, HpcMolgenError) else "".join(traceback.format_exception(error))
     if any(sign in text for sign in _LOST_RANK):  # the one that failed first could not leave word

@@ -59,6 +59,12 @@ def starting_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
+def ignore() -> None:
+    """Let no further signal interrupt a process that is already ending: launchers send them when a rank has failed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def came() -> bool:
     """Return True once a signal has come: whatever error follows may be its trace in a library that met it halfway."""
     return _came is not None

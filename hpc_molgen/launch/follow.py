@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from hpc_molgen.status import run_status
 
 _TRACEBACK_LINES = 12
 _LOG_LINES = {"running": 3}
+_NEW_ATTEMPT = "goes back into the queue"  # what job.sh writes at the end of an attempt that another one follows
+_LOST_RANK = re.compile(r"srun: error: \S+: tasks? \S+ \w")
 _WORDS = {"PENDING": "queued", "COMPLETED": "done"}
 
 
@@ -125,7 +128,9 @@ def _log(job: SubmittedJob, shown: list[JobView], row: dict[str, Any], state: st
 
 
 def _tail(path: Path, n_lines: int) -> list[str]:
+    """Return the last lines of a log, and before them what srun says of ranks that were lost, which others' traces bury."""
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("submitit INFO")][-n_lines:]
+        file.seek(max(0, path.stat().st_size - 16384))
+        text = file.read().decode(errors="replace").rpartition(_NEW_ATTEMPT)[2]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("submitit INFO")]
+    return [line for line in lines[:-n_lines] if _LOST_RANK.match(line)][:3] + lines[-n_lines:]

@@ -71,6 +71,7 @@ def _share(environment: JobEnvironment) -> tuple[int, int]:
 
 def _fail(error: BaseException, workers: Workers, run: Run | None, stages: list[str]) -> NoReturn:
     """End all ranks of the job: one that is left would wait for this one until the time limit."""
+    interrupts.ignore()
     interrupts.leave_word()
     if isinstance(error, KeyboardInterrupt | SystemExit) or interrupts.came():
         message, code = "interrupted; what was finished is kept", EXIT_INTERRUPTED

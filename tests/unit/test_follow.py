@@ -105,6 +105,14 @@ def test_a_failure_shows_its_traceback_and_where_the_log_is(submitted: Run) -> N
     line = "200|N/A|FAILED|0|NonZeroExitCode|N/A|node[1-2]|ala-train"
     _, text = _squeue(submitted, line)
     assert "task 1: Killed" in text and f"log: {log}" in text and "submitit INFO" not in text
+    with open(log, "a") as file:  # rank 0 meets the loss
+        file.writelines(f"a line of a traceback {number}\n" for number in range(30))
+    _, text = _squeue(submitted, line)
+    assert "task 1: Killed" in text and "a traceback 29" in text and "a traceback 20" not in text
+    with open(log, "a") as file:
+        file.write("hpc-molgen: job 200 goes back into the queue and will go on where it was\n12:01 train: starts\n")
+    _, text = _squeue(submitted, line)
+    assert "task 1: Killed" not in text and "12:01" in text
     try:
         raise ValueError("a bad step")
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -15,7 +14,7 @@ from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import BatchedDynamics
 from hpc_molgen.dynamics.terms import Terms
 from hpc_molgen.efficiency.suites.record import spread
-from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.efficiency.suites.rounds import pinned_processes, receive
 from hpc_molgen.seeding import derive_seed
 
 PATIENCE_S = 120.0
@@ -40,30 +39,21 @@ def two_processes(
     dict
         `alone` and `together` (steps of all copies per wall second), `ratio_wall`, `ratio_cpu` (per CPU second, times two).
     """
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    connections, processes = [], []
-    try:
-        for number, core in enumerate(cores):
-            here, there = context.Pipe()
-            seeds = [derive_seed(seed, "two processes", number, copy) for copy in range(len(starts_nm))]
-            arguments = (there, barrier, core, terms, starts_nm, seeds, kelvin, measure_s, n_steps)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            there.close()
-            connections.append(here)
-            processes.append(process)
+    arguments = [
+        (
+            terms,
+            starts_nm,
+            [derive_seed(seed, "two processes", number, copy) for copy in range(len(starts_nm))],
+            kelvin,
+            measure_s,
+            n_steps,
+        )
+        for number in range(2)
+    ]
+    with pinned_processes(_serve, arguments) as connections:
         for connection in connections:
-            _receive(connection)
+            receive(connection, PATIENCE_S)
         rows = [_one_repeat(connections) for _ in range(n_repeats)]
-    finally:
-        for connection in connections:
-            connection.close()  # a process that waits for its next order leaves
-        for process in processes:
-            process.join(10)
-            if process.is_alive():
-                process.terminate()
     alone, together = (np.array([row[which] for row in rows]) for which in range(2))  # (n_repeats, 2 processes, wall and CPU)
     ratios = together.sum(axis=1) / alone.mean(axis=1)
     return {
@@ -78,19 +68,10 @@ def _one_repeat(connections: list[Connection]) -> tuple[list[Any], list[Any]]:
     alone = []
     for connection in connections:
         connection.send("alone")
-        alone.append(_receive(connection))
+        alone.append(receive(connection, PATIENCE_S))
     for connection in connections:
         connection.send("together")
-    return alone, [_receive(connection) for connection in connections]
-
-
-def _receive(connection: Connection) -> Any:
-    try:
-        if connection.poll(PATIENCE_S):
-            return connection.recv()
-    except (EOFError, OSError) as error:
-        raise EnvironmentProblem("a process of the comparison of two ended early (is there memory left?)") from error
-    raise EnvironmentProblem(f"a process of the comparison of two did not answer within {PATIENCE_S:g} s")
+    return alone, [receive(connection, PATIENCE_S) for connection in connections]
 
 
 def _serve(

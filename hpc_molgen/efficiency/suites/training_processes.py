@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -19,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hpc_molgen.efficiency.suites.rounds import pinned_processes, receive
 from hpc_molgen.efficiency.suites.training_workloads import ALONE, Workload, make_trainer, synchronise, time_steps
-from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.training.distributed import ProcessGroup, process_group
 from hpc_molgen.training.loop import Trainer
 from hpc_molgen.training.speed import count_flops, matmul_flops_per_s
@@ -113,46 +112,22 @@ class Pair:
         return [self._receive(which) for which in range(self.n)]
 
     def _receive(self, which: int) -> Any:
-        try:
-            if self.connections[which].poll(PATIENCE_S):
-                answer = self.connections[which].recv()
-                self.cpu_s += getattr(answer, "cpu_s", 0.0)
-                return answer
-        except (EOFError, OSError) as error:
-            raise EnvironmentProblem("a process of the comparison ended early (is there memory left?)") from error
-        raise EnvironmentProblem(f"a process of the comparison did not answer within {PATIENCE_S:g} s")
+        answer = receive(self.connections[which], PATIENCE_S)
+        self.cpu_s += getattr(answer, "cpu_s", 0.0)
+        return answer
 
 
 @contextmanager
 def pair_of_processes(seed: int) -> Iterator[Pair]:
     """Start the processes; they end with the block."""
-    context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0))[: min(2, available_cores())]
-    barrier = context.Barrier(len(cores))
-    connections: list[Connection] = []
-    processes = []
+    size = min(2, available_cores())
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            for rank, core in enumerate(cores):
-                here, there = context.Pipe()
-                arguments = (there, barrier, Path(folder) / "store", rank, len(cores), core, seed)
-                process = context.Process(target=_serve, args=arguments, daemon=True)
-                process.start()
-                there.close()
-                connections.append(here)
-                processes.append(process)
+        arguments = [(Path(folder) / "store", rank, size, seed) for rank in range(size)]
+        with pinned_processes(_serve, arguments) as connections:
             yield Pair(connections)
-        finally:
-            for connection in connections:
-                connection.close()  # a process that waits for its next order leaves
-            for process in processes:
-                process.join(10)
-                if process.is_alive():
-                    process.terminate()
-                    process.join()
 
 
-def _serve(connection: Connection, barrier: Any, store: Path, rank: int, size: int, core: int, seed: int) -> None:
+def _serve(connection: Connection, barrier: Any, core: int, store: Path, rank: int, size: int, seed: int) -> None:
     """Carry out every order that comes, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves nobody in the middle of an exchange
