@@ -26,7 +26,12 @@ def _raise(number: int, frame: object) -> None:
 
 def install() -> None:
     """Turn SIGINT, SIGTERM and SIGUSR2 into KeyboardInterrupt."""
-    for number in SIGNALS:
+    listen(*SIGNALS)
+
+
+def listen(*signals: signal.Signals) -> None:
+    """Turn these signals into KeyboardInterrupt."""
+    for number in signals:
         signal.signal(number, _raise)
 
 
@@ -49,20 +54,30 @@ def starting_children() -> Iterator[None]:
     """Start processes inside the block: Ctrl-C and Slurm's warning, which go to all processes of a job, do not end them.
 
     They keep both blocked (one that is still being born would answer Ctrl-C with a traceback); their parent, which gets a
-    signal that comes inside the block at its end, answers for them.
+    signal that comes inside the block at its end, answers for them. Blocking alone would not do for the parent: another of
+    its threads can take the signal, and Python then interrupts the main thread, halfway through a start.
     """
     signals = {signal.SIGINT, signal.SIGUSR2}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    before = _came
+    with deferred():
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    if _came is not before and signal.getsignal(signal.SIGINT) is _raise:
+        raise KeyboardInterrupt
 
 
 def ignore() -> None:
     """Let no further signal interrupt a process that is already ending: launchers send them when a rank has failed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave_early() -> None:
+    """Behave as if Slurm's warning had come: the job is to go back into the queue."""
+    _note(signal.SIGUSR2, None)
 
 
 def came() -> bool:
