@@ -31,7 +31,7 @@ Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="key=val
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
 _INTERRUPTED = "hpc-molgen: interrupted; what was finished is kept, the same command goes on"
 _STAGES = ("reference", "featurize", "train", "sample", "correct", "farm", "report")
-_SHARED = ("reference", "sample")
+_SHARED = ("reference", "sample", "farm")
 
 
 def _stage(value: str | None) -> str | None:
@@ -105,6 +105,49 @@ def _finish(directory: Path) -> None:
     typer.echo(f"{verdict['sentence']}\nreport: {directory / 'report' / 'report.html'}")
     if not verdict["gate_passed"]:
         raise typer.Exit(EXIT_GATE_FAILED)
+
+
+@app.command()
+def farm(
+    config: Annotated[str, typer.Argument(metavar="DIR|PRESET|CONFIG.yaml", help="a run directory, or what makes one")],
+    starts: Annotated[
+        Path | None, typer.Option(help="a folder of PDB files (weights.csv: lines file,weight) or an ensemble .h5")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME by default")] = None,
+    assignments: Assignments = None,
+    resume: Annotated[bool, typer.Option("--resume", help="only go on: refuse to begin a farm")] = False,
+    share: Annotated[str, typer.Option(metavar="K/N", callback=_share, help="be job K (0 to N-1) of N that share it")] = "0/1",
+) -> None:
+    """Run molecular dynamics from many structures: here, under mpiexec or srun, or as jobs that share the farm."""
+    from hpc_molgen.config import load_config
+    from hpc_molgen.pipeline import run_stages
+    from hpc_molgen.run import Run
+    from hpc_molgen.workers import Workers
+
+    number, of = (int(part) for part in share.split("/"))
+    workers = Workers.detect((number, of))
+    _log_to_stderr(quiet=not workers.is_root)
+    _guard_ranks(workers)
+    if Path(config).is_dir():
+        if starts or assignments or out:
+            raise InputError(
+                f"{config} is a run directory, its config.yaml says what is run: leave out --starts, --set and --out"
+            )
+        opened = Run.open(Path(config), workers)
+    else:
+        given = [*(assignments or []), *([f"farm.starts={json.dumps(str(starts))}"] if starts else [])]
+        resolved = load_config(config, given)
+        opened = Run.create(out or Path("runs") / resolved.name, resolved, workers)
+    if resume and not opened.path("farm", "plan.json").is_file():
+        raise InputError(f"{opened.directory}: there is no farm that could go on; leave out --resume to begin one")
+    run_stages(opened, ["farm"])
+    if workers.is_root and opened.is_done("farm"):
+        found = opened.details("farm")
+        done = found["n_replicas"] - found["n_failed"]
+        typer.echo(
+            f"{done} of {found['n_replicas']} replicas done, {found['simulated_ns']:.4g} ns, "
+            f"{found['ns_per_day_per_core']:.4g} ns/day/core on {found['platform']}: {opened.path('farm', 'manifest.jsonl')}"
+        )
 
 
 @app.command()

@@ -151,27 +151,48 @@ class CorrectConfig(Model):
 class FarmConfig(Model):
     """Molecular dynamics started from the written structures."""
 
-    n_replicas: int = Field(20, ge=1, description="how many of the structures are run")
+    starts: str | None = Field(
+        None, description="a folder of PDB files (weights.csv: lines file,weight) or an ensemble .h5; None: those of 'correct'"
+    )
+    n_replicas: int = Field(20, ge=1, description="how many of the structures are run, spread evenly over them")
     minimise_iterations: int = Field(1000, ge=0)
     solvent: Literal["same", "tip3p"] = Field("same", description="'same': the energy function of the run; 'tip3p': explicit")
     box_nm: float = Field(3.0, gt=0)
     solute_force_field: str = Field("amber99sbildn.xml", description="for 'tip3p'")
-    equilibration_ps: float = Field(2.0, ge=0)
+    heating_ps: float = Field(0.0, ge=0, description="rise from heating_from_kelvin, at constant volume")
+    heating_from_kelvin: float = Field(10.0, gt=0)
+    constant_volume_ps: float = Field(0.0, ge=0, description="equilibration before the barostat sets in")
+    equilibration_ps: float = Field(2.0, ge=0, description="equilibration under the conditions of the production")
+    restraint_kj_mol_nm2: float = Field(
+        0.0, ge=0, description="springs on the molecule's heavy atoms while heated, released over equilibration_ps"
+    )
     production_ps: float = Field(20.0, gt=0)
-    timestep_fs: float = Field(2.0, gt=0, le=5)
+    timestep_fs: float = Field(2.0, gt=0, le=5, description="4 with constraints 'hbonds' and hydrogen_mass_amu 3")
     constraints: Literal["none", "hbonds"] = "hbonds"
+    hydrogen_mass_amu: float | None = Field(None, gt=1, le=4, description="heavy hydrogens: mass from the bonded heavy atom")
     friction_per_ps: float = Field(1.0, gt=0)
     save_every_ps: float = Field(0.2, gt=0)
     temperature_kelvin: float | None = Field(None, gt=0, description="None: the system's")
     pressure_bar: float | None = Field(None, gt=0, description="NPT at this pressure; explicit solvent only")
+    observables: tuple[str, ...] = Field(
+        ("rmsd", "rg"), description="of every frame: rmsd, rg, q, torsions (phi, psi, chi1); energy and temperature always"
+    )
     platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
+    chunk_s: float = Field(20.0, gt=0, description="seconds between two records of a replica: what a kill can cost")
+    minutes: float | None = Field(
+        None, gt=0, description="stop before this time is over, to go on later (Slurm's limit is known)"
+    )
 
     @model_validator(mode="after")
-    def _pressure_needs_a_box(self) -> FarmConfig:
+    def _fits_together(self) -> FarmConfig:
         if self.platform == "batched" and self.solvent != "same":
             raise ValueError("platform 'batched' computes without water: use solvent 'same', or another platform")
+        if self.platform == "batched" and self.restraint_kj_mol_nm2:
+            raise ValueError("platform 'batched' knows no restraints: set restraint_kj_mol_nm2 0, or another platform")
         if self.pressure_bar is not None and self.solvent != "tip3p":
             raise ValueError("pressure_bar needs explicit solvent (solvent: tip3p)")
+        if self.restraint_kj_mol_nm2 and not self.heating_ps + self.constant_volume_ps + self.equilibration_ps:
+            raise ValueError("restraint_kj_mol_nm2 acts while heating and equilibrating, which have no length")
         return self
 
 
@@ -356,8 +377,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     paths = {"pdb": absolute(system.pdb), "system_xml": absolute(system.system_xml), "force_field": files}
     trajectories = tuple(absolute(name) or name for name in reference.trajectories)
     named = {"trajectories": trajectories, "trajectory_topology": absolute(reference.trajectory_topology)}
+    farm = config.farm.model_copy(update={"starts": absolute(config.farm.starts)})
     return config.model_copy(
-        update={"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named)}
+        update={"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named), "farm": farm}
     )
 
 

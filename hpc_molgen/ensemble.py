@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
 
 SCHEMA_VERSION = 1
+GROWING_BLOCK_BYTES = 2**18
 _ARRAYS = {
     "reduced_energy": "kT",
     "log_density": "log(nm^-(3N-6)), natural logarithm",
@@ -150,17 +152,27 @@ def write_ensemble(
     seed: int,
     config_yaml: str = "",
     attributes: dict[str, Any] | None = None,
+    series: Mapping[str, tuple[np.ndarray, str]] | None = None,
+    total_frames: int | None = None,
 ) -> None:
     """Write an ensemble as an HDF5 file that `mdtraj.load` opens too; the file appears whole or not at all.
 
     Coordinates are stored as float32, as the MDTraj convention asks; arrays of ours carry a `units` attribute.
+
+    Parameters
+    ----------
+    series : mapping of str to (np.ndarray, str)
+        More values of each frame, of shape (n, ...), with their units.
+    total_frames : int, optional
+        Make a file that can grow to about so many frames (see `farm.trajectory.append`), not compressed.
     """
+    grows: dict[str, Any] = {} if total_frames is None else {"maxshape": (None,), "chunks": (max(1, min(1024, total_frames)),)}
     # built in memory: HDF5 1.14 and 2.0 crash the process when a file cannot be closed on a full disk
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
-        _write_mdtraj_part(file, ensemble, system)
-        for name, units in _ARRAYS.items():
-            if name != "time_ps":
-                file.create_dataset(name, data=getattr(ensemble, name)).attrs["units"] = units
+        _write_mdtraj_part(file, ensemble, system, total_frames, grows)
+        arrays = {name: (getattr(ensemble, name), units) for name, units in _ARRAYS.items() if name != "time_ps"}
+        for name, (values, units) in (arrays | dict(series or {})).items():
+            file.create_dataset(name, data=values, **grows).attrs["units"] = units
         group = file.create_group("hpc_molgen")
         group.attrs.update({"schema_version": SCHEMA_VERSION, "system_key": system.key, "system_name": system.name})
         group.attrs.update({"seed": seed, "config": config_yaml, **(attributes or {})})
@@ -169,15 +181,20 @@ def write_ensemble(
     write_atomically(path, image)
 
 
-def _write_mdtraj_part(file: h5py.File, ensemble: Ensemble, system: MolecularSystem) -> None:
+def _write_mdtraj_part(
+    file: h5py.File, ensemble: Ensemble, system: MolecularSystem, total_frames: int | None, grows: dict[str, Any]
+) -> None:
     file.attrs.update({"conventions": "Pande", "conventionVersion": "1.1", "application": "hpc_molgen"})
     file.attrs.update({"program": "hpc_molgen", "programVersion": __version__})
-    coordinates = file.create_dataset(
-        "coordinates", data=ensemble.positions_nm.astype(np.float32), compression="gzip", compression_opts=1, shuffle=True,
-        chunks=(max(1, min(1024, len(ensemble))), system.n_atoms, 3),
-    )  # fmt: skip
+    if total_frames is None:
+        block, options = min(1024, len(ensemble)), {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    else:  # a compressed block that is not full yet would be written anew, somewhere else, with every addition
+        block = min(total_frames, GROWING_BLOCK_BYTES // (12 * system.n_atoms))
+        options = {"maxshape": (None, system.n_atoms, 3)}
+    positions = ensemble.positions_nm.astype(np.float32)
+    coordinates = file.create_dataset("coordinates", data=positions, chunks=(max(1, block), system.n_atoms, 3), **options)
     coordinates.attrs["units"] = "nanometers"
-    time = file.create_dataset("time", data=ensemble.time_ps.astype(np.float32))
+    time = file.create_dataset("time", data=ensemble.time_ps.astype(np.float32), **grows)
     time.attrs["units"] = "picoseconds"
     file.create_dataset("topology", data=np.array([topology_json(system.topology).encode()]))
 

@@ -78,16 +78,10 @@ def correct(run: Run) -> None:
 
 def farm(run: Run) -> None:
     """PDB files with their weights -> farm/replica-*.h5 and manifest.jsonl: molecular dynamics from every structure."""
-    from hpc_molgen.farm import scheduler
+    from hpc_molgen.farm.stage import run_replicas
 
     with run.stage("farm") as details:
-        parts = scheduler.plan_replicas(run)
-        with run.progress("farm", sum(map(len, parts)), "replicas") as progress:
-            records = run.workers.map(
-                scheduler.run_replicas, parts, lambda done: progress.advance(len(done) * run.workers.size)
-            )
-        if run.workers.is_root:
-            details |= scheduler.write_manifest(run, [record for part in records for record in part])
+        details |= run_replicas(run)
 
 
 def report(run: Run) -> None:

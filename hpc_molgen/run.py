@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # settings of how a stage runs that do not change what it computes
 _HEADER = "# a run of hpc-molgen: the resolved configuration\n"
-_HOW = {"checkpoint_every_s", "device", "log_every", "threads", "accumulate", "compile"}
+_HOW = {"checkpoint_every_s", "device", "log_every", "threads", "accumulate", "compile", "chunk_s", "minutes"}
 
 
 class Run:
@@ -122,12 +122,21 @@ class Run:
         name = "progress.json" if of == 1 else f"progress-{number:05d}.json"
         return Progress(stage, total / of, unit, self.path(stage, name) if self.workers.is_root else None, of)
 
+    def inputs(self, stage: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Sections of the configuration that a stage depends on, and the stages whose files it reads."""
+        if stage == "farm" and self.config.farm.starts is not None:
+            return ("system", "farm"), ()
+        return STAGES[stage]
+
     def fingerprint(self, stage: str) -> str:
         """Hash of all that the stage's results depend on: its sections, the seed, the schema, and what it reads."""
-        sections, upstream = STAGES[stage]
+        sections, upstream = self.inputs(stage)
         values = self.config.model_dump(mode="json")
         own = {s: {k: v for k, v in values[s].items() if k not in _HOW} for s in sections}
-        files = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
+        files: dict[str, Any] = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
+        if stage == "farm" and self.config.farm.starts is not None:
+            starts = Path(self.config.farm.starts)
+            files["starts"] = [[path.name, *_file_stamp(path)] for path in sorted(starts.glob("*.pdb"))] or _file_stamp(starts)
         text = json.dumps(
             [__version__, self.config.seed, own, files, [self.fingerprint(name) for name in upstream]], sort_keys=True
         )
@@ -175,7 +184,7 @@ class Run:
         self.workers.barrier()
 
     def _missing_input(self, stage: str) -> str:
-        for name in STAGES[stage][1]:
+        for name in self.inputs(stage)[1]:
             if not self.is_done(name):
                 state = "was made with other settings" if self.path(name, "done.json").is_file() else "is not finished"
                 return f"{stage} needs the stage '{name}', which {state}: run it first, for example with --from {name}"

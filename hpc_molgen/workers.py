@@ -231,15 +231,24 @@ def local_rank() -> int:
 
 
 def _start_process(cores: Any, n_processes: int, parent: int) -> None:
-    """Make a worker process quiet on Ctrl-C, die with its parent, and stay on one core."""
+    follow_parent(parent)
+    pin(n_processes, lambda: cores.get(timeout=10))
+
+
+def follow_parent(parent: int) -> None:
+    """Make a worker process quiet on Ctrl-C, and die with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGKILL") and os.uname().sysname == "Linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
+
+
+def pin(n_processes: int, choose: Callable[[], tuple[int, int]]) -> None:
+    """Keep a worker process on the core, and on the GPU, that `choose` gives, where there is one for each of `n_processes`."""
     if n_processes <= available_cores() == len(os.sched_getaffinity(0)):  # else other jobs may be on the first cores
-        number, core = cores.get(timeout=10)
+        number, core = choose()
         os.environ["LOCAL_RANK"] = str(number)
         os.sched_setaffinity(0, {core})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,15 @@ import numpy as np
 import openmm
 from openmm import unit
 
-from hpc_molgen.dynamics.modified import TorsionBias, modified_system
+from hpc_molgen import interrupts
+from hpc_molgen.dynamics.modified import Restraint, TorsionBias, modified_system
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.workers import local_rank
+
+GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
+CALL_S = 0.2  # of one call of OpenMM, during which no signal is heard
+BAROSTAT_STEPS = 25
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Engine:
         Heavy hydrogens: mass moved from the bonded heavy atom.
     bias : TorsionBias, optional
         Static bias.
+    restraint : Restraint, optional
+        Springs, without strength until `restart` gives them some.
     temperature_kelvin, pressure_bar : float, optional
         Other than the system's temperature; a Monte Carlo barostat for periodic systems.
     device_index : int, optional
@@ -78,6 +85,7 @@ class Engine:
         constraints: str = "none",
         hydrogen_mass_amu: float | None = None,
         bias: TorsionBias | None = None,
+        restraint: Restraint | None = None,
         temperature_kelvin: float | None = None,
         pressure_bar: float | None = None,
         device_index: int | None = None,
@@ -92,10 +100,15 @@ class Engine:
             raise InputError(f"OpenMM has no platform '{platform}' here; it has: {', '.join(available_platforms())}")
         self.platform = platform
         openmm_system = modified_system(system, constraints=constraints, hydrogen_mass_amu=hydrogen_mass_amu, bias=bias)
+        self._restraint = restraint
+        self._springs = None if restraint is None else restraint.add_to(openmm_system)
+        self._barostat = None
         if pressure_bar is not None:
-            barostat = openmm.MonteCarloBarostat(pressure_bar * unit.bar, self.temperature_kelvin * unit.kelvin)
-            barostat.setRandomNumberSeed(seed)
-            openmm_system.addForce(barostat)
+            self._barostat = openmm.MonteCarloBarostat(
+                pressure_bar * unit.bar, self.temperature_kelvin * unit.kelvin, BAROSTAT_STEPS
+            )
+            self._barostat.setRandomNumberSeed(seed)
+            openmm_system.addForce(self._barostat)
         integrator = openmm.LangevinMiddleIntegrator(
             self.temperature_kelvin * unit.kelvin, friction_per_ps / unit.picosecond, timestep_fs * unit.femtosecond
         )
@@ -104,7 +117,8 @@ class Engine:
         self._context = openmm.Context(
             openmm_system, integrator, openmm.Platform.getPlatformByName(platform), _platform_properties(platform, device_index)
         )
-        self._integrator = integrator
+        self._integrator, self._call_steps = integrator, 1
+        self.degrees_of_freedom = _degrees_of_freedom(openmm_system)
         self.set_positions(system.positions_nm)
 
     def set_positions(self, positions_nm: np.ndarray, *, draw_velocities: bool = False) -> None:
@@ -126,9 +140,68 @@ class Engine:
         """Volume of the periodic box."""
         return float(self._context.getState().getPeriodicBoxVolume().value_in_unit(unit.nanometer**3))
 
+    def hold(self, positions_nm: np.ndarray) -> None:
+        """Let the springs of the restraint pull to these positions, shape=(n_atoms, 3), from the next `restart` on."""
+        if self._restraint is not None and self._springs is not None:
+            for index, atom in enumerate(self._restraint.atoms):
+                self._springs.setParticleParameters(index, int(atom), [float(x) for x in positions_nm[atom]])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what `restart` goes on from: positions and velocities (n_atoms, 3), box vectors (3, 3), float64."""
+        state = self._context.getState(getPositions=True, getVelocities=True)
+        return {
+            "positions": np.array(state.getPositions(asNumpy=True)._value),
+            "velocities": np.array(state.getVelocities(asNumpy=True)._value),
+            "box": np.array(state.getPeriodicBoxVectors(asNumpy=True)._value),
+        }
+
+    def restart(
+        self,
+        state: Mapping[str, np.ndarray],
+        seed: int,
+        *,
+        temperature_kelvin: float | None = None,
+        restraint_kj_mol_nm2: float = 0.0,
+        constant_volume: bool = False,
+    ) -> None:
+        """Go on from a state under other conditions, with random numbers that depend on `seed` alone.
+
+        Nothing of what ran before in this context matters, so a run that is cut into such parts is the same bit for bit
+        whether it was stopped between two of them or not, where forces are (Reference, and CPU with one thread). OpenMM's own
+        checkpoints keep neither the random numbers of the CPU platform nor those of the barostat.
+        """
+        if temperature_kelvin is not None:
+            self.temperature_kelvin = temperature_kelvin
+        self._integrator.setRandomNumberSeed(seed)
+        self._integrator.setTemperature(self.temperature_kelvin * unit.kelvin)
+        if self._barostat is not None:
+            self._barostat.setRandomNumberSeed(seed)
+            self._barostat.setDefaultTemperature(self.temperature_kelvin * unit.kelvin)
+            self._barostat.setFrequency(0 if constant_volume else BAROSTAT_STEPS)
+        self._context.reinitialize()
+        self._context.setPeriodicBoxVectors(*state["box"])
+        self._context.setPositions(state["positions"])
+        self._context.setVelocities(state["velocities"])
+        if self._restraint is not None:
+            self._context.setParameter(Restraint.NAME, restraint_kj_mol_nm2)
+
     def step(self, n_steps: int) -> None:
-        """Advance by `n_steps` without recording."""
-        self._integrator.step(n_steps)
+        """Advance by `n_steps` without recording; signals are heard every `CALL_S`."""
+        done = 0
+        while done < n_steps:
+            interrupts.check()
+            size, start = min(self._call_steps, n_steps - done), time.perf_counter()
+            self._integrator.step(size)
+            done += size
+            if size == self._call_steps:
+                elapsed = time.perf_counter() - start
+                self._call_steps = max(1, round(self._call_steps * min(2.0, CALL_S / max(elapsed, 1e-9))))
+
+    def observe(self, n_atoms: int | None = None) -> tuple[np.ndarray, float, float]:
+        """Return positions (of the first `n_atoms`), potential energy without bias, and kinetic energy, in kJ/mol."""
+        state = self._context.getState(getPositions=True, getEnergy=True, groups={0})
+        positions: np.ndarray = state.getPositions(asNumpy=True)._value[:n_atoms]
+        return positions, state.getPotentialEnergy()._value, state.getKineticEnergy()._value
 
     def simulate(self, n_frames: int, steps_per_frame: int, block: int = 1000, n_atoms: int | None = None) -> Iterator[Frames]:
         """Run from the current positions and velocities, yielding `n_frames` frames in blocks.
@@ -146,9 +219,7 @@ class Engine:
             energies = np.empty((size, 2))
             for frame in range(size):
                 self._integrator.step(steps_per_frame)
-                state = self._context.getState(getPositions=True, getEnergy=True, groups={0})
-                positions[frame] = state.getPositions(asNumpy=True)._value[:n_atoms]
-                energies[frame] = state.getPotentialEnergy()._value, state.getKineticEnergy()._value
+                positions[frame], *energies[frame] = self.observe(n_atoms)
             if not np.isfinite(energies).all() or not np.isfinite(positions).all():
                 raise FloatingPointError(f"{self.system.name}: not finite after {start + size} frames (seed {self.seed})")
             times = (start + 1 + np.arange(size)) * steps_per_frame * self.timestep_fs * 1e-3
@@ -180,10 +251,18 @@ class Engine:
         return float(self._context.getState(getEnergy=True, groups={0}).getPotentialEnergy()._value)
 
 
+def _degrees_of_freedom(system: openmm.System) -> int:
+    masses = [system.getParticleMass(atom)._value for atom in range(system.getNumParticles())]
+    constraints = [system.getConstraintParameters(number)[:2] for number in range(system.getNumConstraints())]
+    free = int(3 * sum(mass > 0 for mass in masses) - sum(masses[i] > 0 or masses[j] > 0 for i, j in constraints))
+    return free - 3 * any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+
+
 def _platform_properties(platform: str, device_index: int | None) -> dict[str, str]:
     if platform == "CPU":
-        return {"Threads": "1"}  # many independent replicas: one thread each is fastest below about 1000 atoms
-    if platform in ("CUDA", "HIP", "OpenCL"):
+        # many independent replicas: one thread each is fastest below about 1000 atoms; PME would add its forces in any order
+        return {"Threads": "1", "DeterministicForces": "true"}
+    if platform in GPU_PLATFORMS:
         properties = {"Precision": "mixed"}
         index = local_rank() % n_visible_gpus() if device_index is None and platform != "OpenCL" else device_index
         if index is not None:
@@ -226,6 +305,21 @@ def platform_speeds(system: MolecularSystem, measure_s: float = 0.1) -> dict[str
             speeds[platform] = n_steps / elapsed
         _measured[system.key] = speeds
     return dict(_measured[system.key])
+
+
+def platform_of_boxes() -> str:
+    """Return OpenMM's platform for what is too large to try all: that of a GPU if one works, else CPU."""
+    return next((name for name in (*GPU_PLATFORMS, "CPU") if name in available_platforms() and _works(name)), "Reference")
+
+
+def _works(platform: str) -> bool:
+    system = openmm.System()
+    system.addParticle(1.0)
+    try:
+        openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
+    except openmm.OpenMMException:  # compiled in, but there is no device
+        return False
+    return True
 
 
 def fastest_platform(system: MolecularSystem) -> str:

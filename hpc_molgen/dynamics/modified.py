@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import openmm
@@ -41,6 +42,36 @@ class TorsionBias:
             force.addTorsion(*self.atoms, k, float(np.arctan2(s, c)), float(np.hypot(c, s)))
         force.setForceGroup(1)
         system.addForce(force)
+
+
+_SQUARE = "((x - x0)^2 + (y - y0)^2 + (z - z0)^2)"
+
+
+@dataclass(frozen=True)
+class Restraint:
+    """Springs that hold atoms where they are told: k / 2 |x - x0|^2, with k in kJ/mol/nm^2, which `NAME` sets in a context.
+
+    Attributes
+    ----------
+    atoms : np.ndarray, shape=(n,)
+    """
+
+    atoms: np.ndarray
+
+    NAME: ClassVar[str] = "restraint_kj_mol_nm2"
+
+    def add_to(self, system: openmm.System) -> openmm.CustomExternalForce:
+        """Add the springs, at the origin and without strength, as a force of group 1; return it."""
+        distance = "periodicdistance(x, y, z, x0, y0, z0)^2" if system.usesPeriodicBoundaryConditions() else _SQUARE
+        force = openmm.CustomExternalForce(f"0.5 * {self.NAME} * {distance}")
+        force.addGlobalParameter(self.NAME, 0.0)
+        for name in ("x0", "y0", "z0"):
+            force.addPerParticleParameter(name)
+        for atom in self.atoms:
+            force.addParticle(int(atom), [0.0, 0.0, 0.0])
+        force.setForceGroup(1)
+        system.addForce(force)
+        return force
 
 
 def constrain_hydrogens(system: openmm.System, molecular_system: MolecularSystem) -> None:

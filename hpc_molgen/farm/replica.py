@@ -1,221 +1,384 @@
-"""One replica: minimise, equilibrate, run; a failure is a record and not a crash."""
+"""Running the replicas of one task: chunk after chunk into their files, and whatever happens to them as a record."""
 
 from __future__ import annotations
 
+import io
+import logging
+import time
 import traceback
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from hpc_molgen import interrupts
 from hpc_molgen.config import FarmConfig, dump_config
-from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.dynamics.choice import BATCHED
+from hpc_molgen.dynamics.engine import GPU_PLATFORMS
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
+from hpc_molgen.farm import trajectory
+from hpc_molgen.farm.boxes import boxed
+from hpc_molgen.farm.copies import BatchedCopies, Copies, OpenMMCopy, Recorded, kinetic_temperature
+from hpc_molgen.farm.dispatcher import failed
+from hpc_molgen.farm.leases import Lease
+from hpc_molgen.farm.observables import make_observables
+from hpc_molgen.farm.plan import Task, read_start
+from hpc_molgen.farm.protocol import make_protocol, segment_steps
+from hpc_molgen.files import write_atomically
 from hpc_molgen.seeding import derive_seed
-from hpc_molgen.structures import read_pdb_positions
+from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
-from hpc_molgen.systems.forcefield import solvate
 from hpc_molgen.workers import Stopwatch
 
-if TYPE_CHECKING:
-    from hpc_molgen.dynamics.copies import CopyProtocol
-
-MAX_ATTEMPTS = 3
+log = logging.getLogger(__name__)
+Report = Callable[[list[dict[str, Any]]], bool]
 
 
 @dataclass(frozen=True)
-class Replica:
-    """What one replica runs and where it writes; it pickles."""
+class Job:
+    """What every worker of a farm knows; it pickles.
 
-    index: int
+    Attributes
+    ----------
+    system : MolecularSystem
+    config : FarmConfig
+    seed : int
+    platform : str
+        "batched" or a platform of OpenMM's.
+    starts, folder : Path
+        Where the starts lie, and where results go.
+    lease : Lease or None
+        Where other jobs share the farm.
+    """
+
     system: MolecularSystem
     config: FarmConfig
     seed: int
     platform: str
-    pdb: Path
-    path: Path
+    starts: Path
+    folder: Path
+    lease: Lease | None = None
+
+    def path(self, replica: int) -> Path:
+        """File of a replica's trajectory."""
+        return self.folder / f"replica-{replica:05d}.h5"
 
 
-@dataclass(frozen=True)
-class ReplicaRecord:
-    """What became of a replica."""
+def run_task(task: Task, job: Job, report: Report) -> list[dict[str, Any]]:
+    """Run the replicas of a task to their end, or until `report` says to leave.
 
-    replica: int
-    pdb: str
-    state: str  # "done" or "failed"
-    attempts: int
-    error: str = ""
-    minimised_kj_mol: float = float("nan")
-    simulated_ns: float = 0.0
-    cpu_s: float = 0.0
-    platform: str = ""
+    Parameters
+    ----------
+    report : callable
+        Called with the record of each chunk, when what it tells of lies on the disk; returns True to leave.
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+    Returns
+    -------
+    list of dict
+        Records of what has ended: "done", "failed" (a start that cannot be read), "again" (blew up); and "ended" unless the
+        task was left before its end.
 
-
-def run_replica(replica: Replica) -> ReplicaRecord:
-    """Run one replica, or return the record of the finished one.
-
-    A replica that blows up starts again with another seed, at most `MAX_ATTEMPTS` times; then, or with a bad PDB, its
-    record says why.
+    Raises
+    ------
+    EnvironmentProblem
+        When files cannot be written: that concerns all replicas.
+    KeyboardInterrupt
+        When a signal has come; what was finished is written.
     """
-    if replica.path.exists():
-        found = read_attributes(replica.path)
-        return _record(replica, found, int(found["attempts"]))
-    error = ""
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            return _record(replica, _simulate(replica, attempt), attempt)
-        except EnvironmentProblem:
-            raise  # a full disk concerns all replicas
-        except InputError as problem:
-            return ReplicaRecord(replica.index, replica.pdb.name, "failed", attempt, str(problem))
-        except Exception as problem:  # whatever OpenMM raises for this structure must not end the others
-            error = "".join(traceback.format_exception_only(problem)).strip()
-    return ReplicaRecord(replica.index, replica.pdb.name, "failed", MAX_ATTEMPTS, error)
+    records, starts = [], {}
+    for replica, name, log_weight in zip(task.replicas, task.names, task.log_weights, strict=True):
+        found = _finished(job, replica, name, log_weight)
+        if found is None:
+            try:
+                starts[replica] = read_start(job.starts, name, job.system)
+                continue
+            except InputError as problem:
+                found = failed(replica, name, str(problem), task.attempt)
+        records.append(found)
+    left = False
+    if starts:
+        ended, left = _Pack(task.only(list(starts), task.attempt), job, starts).run(report)
+        records += ended
+    return records if left else [*records, {"event": "ended", "pack": task.pack, "attempt": task.attempt}]
 
 
-def run_batch(replicas: tuple[Replica, ...]) -> list[ReplicaRecord]:
-    """Run replicas at once in the batched engine; records as those of `run_replica`, in the same order.
-
-    A replica that blows up starts again with another seed beside the others that did, at most `MAX_ATTEMPTS` times.
-    """
-    checkpoint = replicas[0].path.with_name(f"checkpoint-{replicas[0].index:05d}-{len(replicas)}.npz")
-    records: dict[int, ReplicaRecord] = {}
-    starts: dict[int, np.ndarray] = {}
-    for replica in replicas:
-        if replica.path.exists():
-            found = read_attributes(replica.path)
-            records[replica.index] = _record(replica, found, int(found["attempts"]))
-            continue
-        try:
-            starts[replica.index] = read_pdb_positions(replica.pdb, replica.system)
-        except InputError as problem:
-            records[replica.index] = ReplicaRecord(replica.index, replica.pdb.name, "failed", 1, str(problem))
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        missing = [replica for replica in replicas if replica.index not in records]
-        if missing:
-            records |= _simulate_batch(missing, starts, attempt, checkpoint)
-    checkpoint.unlink(missing_ok=True)
-    for replica in replicas:
-        if replica.index not in records:
-            text = f"positions or energies were not finite with {MAX_ATTEMPTS} seeds"
-            records[replica.index] = ReplicaRecord(replica.index, replica.pdb.name, "failed", MAX_ATTEMPTS, text)
-    return [records[replica.index] for replica in replicas]
-
-
-def _protocol(replica: Replica) -> CopyProtocol:
-    from hpc_molgen.dynamics.copies import CopyProtocol
-
-    config = replica.config
-    return CopyProtocol(
-        timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps, constraints=config.constraints,
-        minimise_iterations=config.minimise_iterations, equilibration_ps=config.equilibration_ps,
-        production_ps=config.production_ps, save_every_ps=config.save_every_ps,
-        temperature_kelvin=config.temperature_kelvin or replica.system.temperature_kelvin,
-    )  # fmt: skip
-
-
-def _simulate_batch(
-    replicas: list[Replica], starts: dict[int, np.ndarray], attempt: int, checkpoint: Path
-) -> dict[int, ReplicaRecord]:
-    """Run and write replicas; return the records of those that did not blow up."""
-    from hpc_molgen.dynamics.copies import simulate_copies
-
-    solute, watch = replicas[0].system, Stopwatch()
-    protocol = _protocol(replicas[0])
-    seeds = [derive_seed(replica.seed, "farm", replica.index, attempt) for replica in replicas]
-    found = [starts[replica.index] for replica in replicas]
-    run = simulate_copies(solute, found, seeds, protocol, checkpoint=checkpoint)
-    n = len(replicas)
-    spent = {"cpu_s": (watch.cpu_s + run.earlier_cpu_s) / n, "wall_s": (watch.wall_s + run.earlier_wall_s) / n}
-    records = {}
-    for replica, seed, copy in zip(replicas, seeds, run.copies, strict=True):
-        if not copy.finite:
-            continue
-        values = {
-            "attempts": attempt, "minimised_kj_mol": copy.minimised_kj_mol, "simulated_ns": protocol.simulated_ns, **spent,
-            "platform": run.engine, "simulated_atoms": solute.n_atoms, "energy_function": solute.description,
-        }  # fmt: skip
-        _write(replica, seed, copy.positions_nm, copy.potential_kj_mol, copy.time_ps, values)
-        records[replica.index] = _record(replica, values, attempt)
-    return records
-
-
-def _record(replica: Replica, values: dict[str, Any], attempts: int) -> ReplicaRecord:
-    return ReplicaRecord(
-        replica=replica.index,
-        pdb=replica.pdb.name,
-        state="done",
-        attempts=attempts,
-        minimised_kj_mol=float(values["minimised_kj_mol"]),
-        simulated_ns=float(values["simulated_ns"]),
-        cpu_s=float(values["cpu_s"]),
-        platform=str(values["platform"]),
-    )
-
-
-def _simulate(replica: Replica, attempt: int) -> dict[str, Any]:
-    config, solute = replica.config, replica.system
-    watch = Stopwatch()
-    positions = read_pdb_positions(replica.pdb, solute)
-    simulated = solute
-    if config.solvent == "tip3p":
-        simulated = solvate(solute, positions, "tip3p.xml", config.box_nm, config.solute_force_field)
-        positions = simulated.positions_nm
-    engine = Engine(
-        simulated,
-        replica.platform,
-        derive_seed(replica.seed, "farm", replica.index, attempt),
-        timestep_fs=config.timestep_fs,
-        friction_per_ps=config.friction_per_ps,
-        constraints=config.constraints,
-        temperature_kelvin=config.temperature_kelvin,
-        pressure_bar=config.pressure_bar,
-    )
-    engine.set_positions(positions)
-    minimised = engine.minimise(config.minimise_iterations) if config.minimise_iterations else float("nan")
-    engine.set_positions(engine.positions_nm, draw_velocities=True)
-    protocol = _protocol(replica)
-    engine.step(protocol.equilibration_steps)
-    frames = list(engine.simulate(protocol.n_frames, protocol.steps_per_frame, n_atoms=solute.n_atoms))
-    values = {
-        "attempts": attempt,
-        "minimised_kj_mol": minimised,
-        "simulated_ns": protocol.simulated_ns,
-        "cpu_s": watch.cpu_s,
-        "wall_s": watch.wall_s,
-        "platform": engine.platform,
-        "simulated_atoms": simulated.n_atoms,
-        "energy_function": simulated.description,
+def _finished(job: Job, replica: int, name: str, log_weight: float) -> dict[str, Any] | None:
+    """Return the record of a replica whose file is whole."""
+    path = job.path(replica)
+    if not path.is_file():
+        return None
+    trajectory.repair(path)
+    try:
+        values = read_attributes(path)
+    except InputError as problem:
+        log.warning("%s; the replica starts again", problem)
+        path.unlink()
+        return None
+    if not values.get("finished", False):
+        return None
+    return {"event": "done", "state": "done", "replica": replica, "pdb": name, "log_weight": log_weight} | {
+        name: values[name].item() if isinstance(values[name], np.generic) else values[name] for name in _RECORDED
     }
-    positions, energies, times = (
-        np.concatenate([getattr(block, name) for block in frames]) for name in ("positions_nm", "potential_kj_mol", "time_ps")
-    )
-    _write(replica, engine.seed, positions, energies, times, values)
-    return values
 
 
-def _write(
-    replica: Replica,
-    seed: int,
-    positions_nm: np.ndarray,
-    potential_kj_mol: np.ndarray,
-    time_ps: np.ndarray,
-    values: dict[str, Any],
-) -> None:
-    """Write the frames of the molecule itself; energies are those of what was simulated, water included."""
-    ensemble = Ensemble.create(
-        replica.system,
-        positions_nm,
-        reduced_energy=potential_kj_mol / replica.system.kt_kj_mol,
-        parent=np.full(len(time_ps), replica.index),
-        trajectory=replica.index,
-        time_ps=time_ps,
-    )
-    config_yaml = dump_config(replica.config)
-    write_ensemble(replica.path, ensemble, replica.system, seed=seed, config_yaml=config_yaml, attributes=values)
+_OWN = ("reduced_energy", "log_density", "log_weight", "parent", "trajectory")
+_RECORDED = ("attempts", "frames", "minimised_kj_mol", "simulated_ns", "cpu_s", "wall_s", "platform")
+
+
+class _LostLease(Exception):
+    """Another job has taken the block: nothing may be written any more."""
+
+
+class _Pack:
+    """Replicas that run at once, with one state for all of them."""
+
+    def __init__(self, task: Task, job: Job, starts: Mapping[int, np.ndarray]) -> None:
+        config = job.config
+        self.task, self.job, self.starts = task, job, starts
+        self.kelvin = config.temperature_kelvin or job.system.temperature_kelvin
+        self.seeds = [derive_seed(job.seed, "farm", replica, task.attempt) for replica in task.replicas]
+        self.watch, self.earlier = Stopwatch(), np.zeros(2)
+        self.alive = np.ones(len(task.replicas), dtype=bool)
+        self.minimised = np.full(len(task.replicas), np.nan)
+        self.segment = self.frames = 0
+        self.is_over = False
+        self.kept: list[Recorded] = []
+        self.records: list[dict[str, Any]] = []  # not reported yet
+        self.state: dict[str, np.ndarray] = {}
+        self.state_path = job.folder / "state" / f"pack-{task.pack:05d}-{task.attempt}.npz"
+
+    def run(self, report: Report) -> tuple[list[dict[str, Any]], bool]:
+        """Return records of what has ended, and whether the task was left before its end."""
+        try:
+            with interrupts.deferred():
+                return self._run(report)
+        except _LostLease:
+            log.warning("farm: replicas %s are another job's by now: this one was taken for dead", self.task.replicas)
+            return [{"event": "ended", "pack": self.task.pack, "attempt": self.task.attempt, "dropped": True}], True
+        except (EnvironmentProblem, InputError, KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as problem:  # whatever OpenMM raises for these structures must not end the others
+            error, self.is_over = "".join(traceback.format_exception_only(problem)).strip(), True
+            log.warning("farm: replicas %s: %s", self.task.replicas, error, exc_info=True)
+            return self.records + [self._blown(int(row), error) for row in np.flatnonzero(self.alive)], False
+        finally:
+            if self.is_over:
+                self.state_path.unlink(missing_ok=True)
+                self._older.unlink(missing_ok=True)
+
+    def _run(self, report: Report) -> tuple[list[dict[str, Any]], bool]:
+        copies = self._copies()
+        self.protocol = make_protocol(
+            self.job.config, self.kelvin, segment_steps(self.job.platform, copies.n_simulated_atoms)
+        )  # fmt: skip
+        self._begin(copies)
+        segments, last, busy = self.protocol.segments, time.monotonic(), Stopwatch()
+        begun_at = self.segment
+        while self.segment < len(segments) and self.alive.any():
+            try:
+                recorded = copies.run(segments[self.segment], self.segment, self.protocol.steps_per_frame)
+            except KeyboardInterrupt:
+                self._write(copies)
+                raise
+            new = self._look(copies, recorded)
+            self.records += [self._blown(row, "positions or energies were not finite") for row in new]
+            self.kept.append(recorded)
+            self.segment += 1
+            self.state = copies.state()
+            over = self.segment == len(segments)
+            if over or time.monotonic() - last > self.job.config.chunk_s or interrupts.came():
+                self._write(copies)
+                interrupts.check()
+                chunk = {
+                    "event": "chunk", "pack": self.task.pack, "attempt": self.task.attempt,
+                    "replicas": [self.task.replicas[row] for row in np.flatnonzero(self.alive)],
+                    "frames": self.frames, "share": self.segment / len(segments),
+                    "gained": (self.segment - begun_at) / len(segments),
+                    "busy_s": busy.wall_s, "cpu_s": busy.cpu_s, "ns": self._gained_ns(begun_at) * int(self.alive.sum()),
+                }  # fmt: skip
+                self.records.append(chunk)
+                if not over:
+                    reported, self.records = self.records, []
+                    if report(reported):
+                        return [], True
+                begun_at, last, busy = self.segment, time.monotonic(), Stopwatch()
+        self.is_over = True
+        return self.records + [self._done(int(row)) for row in np.flatnonzero(self.alive)], False
+
+    def _gained_ns(self, begun_at: int) -> float:
+        steps = sum(segment.n_steps for segment in self.protocol.segments[begun_at : self.segment])
+        return steps * self.protocol.timestep_fs * 1e-6
+
+    def _copies(self) -> Copies:
+        job, config = self.job, self.job.config
+        if job.platform == BATCHED:
+            return BatchedCopies(job.system, config, [self.starts[replica] for replica in self.task.replicas], self.seeds)
+        simulated = job.system
+        start = self.starts[self.task.replicas[0]]
+        if config.solvent == "tip3p":
+            simulated = boxed(job.system, start, config, job.folder / "boxes")
+            start = simulated.positions_nm
+        copy = OpenMMCopy(simulated, job.system.n_atoms, config, job.platform, self.seeds[0])
+        copy.place(start)
+        return copy
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def _older(self) -> Path:
+        return self.state_path.with_suffix(".older.npz")
+
+    def _begin(self, copies: Copies) -> None:
+        """Go on from the newest state that fits the trajectories, or start."""
+        for path in (self.state_path, self._older):
+            found = self._load(path)
+            if found is not None and self._fits(found) and copies.restore(found):
+                rows = [found["replicas"].tolist().index(replica) for replica in self.task.replicas]
+                self.segment, self.frames = int(found["segment"]), int(found["frames"])
+                self.minimised = found["minimised"][rows]
+                self.alive = found["alive"][rows]
+                self.earlier = found["spent"] * len(rows) / len(found["replicas"])
+                self.state = copies.state()
+                if self.job.platform in GPU_PLATFORMS:
+                    log.info(
+                        "farm: on %s a replica that goes on is not the same bit for bit as one that never stopped",
+                        copies.engine,
+                    )
+                return
+        self.minimised = copies.minimise(self.protocol.segments[0].temperature_kelvin)
+        self.state = copies.state()
+
+    def _load(self, path: Path) -> dict[str, np.ndarray] | None:
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s: damaged (%s); an older state serves", path, error)
+            return None
+
+    def _fits(self, found: Mapping[str, np.ndarray]) -> bool:
+        """Return whether a state holds these replicas, and their files at least the frames that it tells of."""
+        known = found["replicas"].tolist()
+        if not set(self.task.replicas) <= set(known) or int(found["segment"]) > len(self.protocol.segments):
+            return False
+        alive = dict(zip(known, found["alive"].tolist(), strict=True))
+        frames = int(found["frames"])
+        return all(trajectory.n_frames(self.job.path(replica)) >= frames for replica in self.task.replicas if alive[replica])
+
+    # ------------------------------------------------------------------ what is written
+
+    def _write(self, copies: Copies) -> None:
+        """Write the frames since the last chunk, then the state at their end; a kill in between costs the frames alone."""
+        if not self.state:
+            return
+        if self.job.lease is not None and not self.job.lease.holds(self.task):
+            raise _LostLease
+        over = self.segment == len(self.protocol.segments)
+        blocks = [np.concatenate(parts) for parts in zip(*self.kept, strict=True)] if self.kept else []
+        n = len(blocks[0]) if blocks else 0
+        if n or over:
+            for row in np.flatnonzero(self.alive):
+                self._append(copies, int(row), [block[:, row] for block in blocks], over)
+        self.frames, self.kept = self.frames + n, []
+        if over:
+            return  # the files say that they are finished
+        buffer = io.BytesIO()
+        spent = self.earlier + np.array([self.watch.cpu_s, self.watch.wall_s])
+        np.savez(
+            buffer, **self.state, replicas=np.array(self.task.replicas), alive=self.alive, minimised=self.minimised,  # type: ignore[arg-type]
+            segment=np.array(self.segment), frames=np.array(self.frames), spent=spent,
+        )  # fmt: skip
+        if self.state_path.is_file():
+            self.state_path.replace(self._older)
+        write_atomically(self.state_path, buffer.getvalue())
+
+    def _append(self, copies: Copies, row: int, values: list[np.ndarray], over: bool) -> None:
+        job, replica = self.job, self.task.replicas[row]
+        positions, potential, kinetic = values
+        n, path = len(positions), job.path(replica)
+        step_ps = self.protocol.steps_per_frame * self.protocol.timestep_fs * 1e-3
+        ensemble = Ensemble.create(
+            job.system, positions, reduced_energy=potential / job.system.kt_kj_mol,
+            log_weight=np.full(n, self.task.log_weights[row]), parent=np.full(n, replica), trajectory=replica,
+            time_ps=(self.frames + 1 + np.arange(n)) * step_ps,
+        )  # fmt: skip
+        series = {
+            "potentialEnergy": (potential, "kilojoules_per_mole"),
+            "kineticEnergy": (kinetic, "kilojoules_per_mole"),
+            "temperature": (kinetic_temperature(kinetic, copies.degrees_of_freedom), "kelvin"),
+        }
+        functions = make_observables(job.config.observables, job.system, self.starts[replica])
+        series |= {name: (np.asarray(function(positions)), unit) for name, (function, unit) in functions.items()}
+        attributes = self._attributes(copies, row, self.frames + n, over)
+        if self.frames and path.is_file():
+            arrays = {name: getattr(ensemble, name) for name in _OWN} | {name: column for name, (column, _) in series.items()}
+            arrays |= {"coordinates": positions, "time": ensemble.time_ps}
+            trajectory.append(path, self.frames, arrays, attributes)
+        else:
+            write_ensemble(
+                path, ensemble, job.system, seed=self.seeds[row], config_yaml=dump_config(job.config), attributes=attributes,
+                series=series, total_frames=self.protocol.n_frames,
+            )  # fmt: skip
+
+    def _attributes(self, copies: Copies, row: int, frames: int, over: bool) -> dict[str, Any]:
+        spent = (self.earlier + np.array([self.watch.cpu_s, self.watch.wall_s])) / len(self.task.replicas)
+        return {
+            "attempts": self.task.attempt, "frames": frames, "minimised_kj_mol": float(self.minimised[row]),
+            "simulated_ns": self.protocol.simulated_ns, "cpu_s": float(spent[0]), "wall_s": float(spent[1]),
+            "platform": copies.engine, "simulated_atoms": copies.n_simulated_atoms, "energy_function": copies.description,
+            "finished": over,
+        }  # fmt: skip
+
+    def _done(self, row: int) -> dict[str, Any]:
+        replica = self.task.replicas[row]
+        record = _finished(self.job, replica, self.task.names[row], self.task.log_weights[row])
+        if record is None:
+            raise EnvironmentProblem(f"{self.job.path(replica)}: was removed or changed by another program")
+        for path in _dumps(self.job.folder, replica):
+            path.unlink(missing_ok=True)
+        return record
+
+    # ------------------------------------------------------------------ failures
+
+    def _look(self, copies: Copies, recorded: Recorded) -> list[int]:
+        """Return the rows that have blown up in this segment, and count them out."""
+        now = copies.state()["positions"].reshape(len(self.alive), -1)
+        sound = np.isfinite(now).all(axis=1)
+        for values in recorded:
+            sound &= np.isfinite(values).all(axis=tuple(axis for axis in range(values.ndim) if axis != 1))
+        blown = np.flatnonzero(self.alive & ~sound)
+        self.alive &= sound
+        return [int(row) for row in blown]
+
+    def _blown(self, row: int, error: str) -> dict[str, Any]:
+        """Dump what is known of a replica that blew up, and return its record."""
+        task, replica = self.task, self.task.replicas[row]
+        self.alive[row] = False
+        of_pack = self.state.get("positions", np.empty(0))
+        last = of_pack[row] if of_pack.ndim == 3 else of_pack
+        arrays, pdb = _dumps(self.job.folder, replica)
+        buffer = io.BytesIO()
+        batched = self.job.platform == BATCHED
+        rows = {name: values[row] if batched and values.ndim else values for name, values in self.state.items()}
+        np.savez(buffer, **rows, segment=np.array(self.segment), seed=np.array(self.seeds[row]))  # type: ignore[arg-type]
+        write_atomically(arrays, buffer.getvalue())
+        n = self.job.system.n_atoms
+        if len(last) >= n and np.isfinite(last).all():
+            remark = f"replica {replica}, attempt {task.attempt}, the last state before: {error}"
+            write_atomically(pdb, pdb_text(self.job.system.topology, last[:n], [remark.splitlines()[0][:60]]).encode())
+        self.job.path(replica).unlink(missing_ok=True)
+        return {
+            "event": "again", "replica": replica, "pdb": task.names[row], "attempt": task.attempt, "error": error,
+            "segment": self.segment, "dump": f"quarantine/{arrays.name}",
+        }  # fmt: skip
+
+
+def _dumps(folder: Path, replica: int) -> tuple[Path, Path]:
+    stem = folder / "quarantine" / f"replica-{replica:05d}"
+    return stem.with_suffix(".npz"), stem.with_suffix(".pdb")

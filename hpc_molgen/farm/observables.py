@@ -1,0 +1,105 @@
+"""What a replica measures of every frame while it runs."""
+
+from __future__ import annotations
+
+import itertools
+
+import mdtraj
+import numpy as np
+
+from hpc_molgen.errors import InputError
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
+from hpc_molgen.trajectories import Observable
+
+CONTACT_NM = 0.45  # between heavy atoms of residues at least four apart, in the native structure
+CONTACT_STEEPNESS_PER_NM = 50.0
+CONTACT_SLACK = 1.8
+
+
+def make_observables(
+    names: tuple[str, ...], system: MolecularSystem, start_nm: np.ndarray
+) -> dict[str, tuple[Observable, str]]:
+    """Return functions of positions (n, n_atoms, 3), each giving (n,) values, with their units.
+
+    Parameters
+    ----------
+    names : tuple of str
+        "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "q" (share of the native
+        contacts of the system's own structure), or a torsion ("phi", "chi1", ...; with an index if several).
+    start_nm : np.ndarray, shape=(n_atoms, 3)
+
+    Raises
+    ------
+    InputError
+        For a name that this molecule has nothing for.
+    """
+    found: dict[str, tuple[Observable, str]] = {}
+    for name in names:
+        if name == "rmsd":
+            found[name] = (_rmsd(system, start_nm), "nanometers")
+        elif name == "rg":
+            found[name] = (_radius_of_gyration(system), "nanometers")
+        elif name == "q":
+            found[name] = (_native_contacts(system), "dimensionless")
+        else:
+            found[name] = (_torsion(system, name), "radians")
+    return found
+
+
+def _heavy(system: MolecularSystem) -> np.ndarray:
+    heavy = [atom.index for atom in system.topology.atoms if atom.element is None or atom.element.symbol != "H"]
+    return np.array(heavy, dtype=int)
+
+
+def _rmsd(system: MolecularSystem, start_nm: np.ndarray) -> Observable:
+    heavy, topology = _heavy(system), system.topology
+    start = mdtraj.Trajectory(np.asarray(start_nm)[None], topology)
+
+    def rmsd(positions_nm: np.ndarray) -> np.ndarray:
+        return np.asarray(mdtraj.rmsd(mdtraj.Trajectory(positions_nm, topology), start, atom_indices=heavy))
+
+    return rmsd
+
+
+def _radius_of_gyration(system: MolecularSystem) -> Observable:
+    masses = np.array([1.0 if atom.element is None else atom.element.mass for atom in system.topology.atoms])
+    shares = masses / masses.sum()
+
+    def radius(positions_nm: np.ndarray) -> np.ndarray:
+        x = np.asarray(positions_nm, dtype=np.float64)
+        centred = x - np.einsum("a,nac->nc", shares, x)[:, None]
+        return np.asarray(np.sqrt(np.einsum("a,nac,nac->n", shares, centred, centred)))
+
+    return radius
+
+
+def _native_contacts(system: MolecularSystem) -> Observable:
+    """Share of native contacts (Best, Hummer, Eaton 2013, PNAS 110, 17874, equation 1)."""
+    residue = np.array([atom.residue.index for atom in system.topology.atoms])
+    native = system.positions_nm
+    close = [
+        (i, j)
+        for i, j in itertools.combinations(_heavy(system), 2)
+        if abs(residue[i] - residue[j]) > 3 and np.linalg.norm(native[i] - native[j]) < CONTACT_NM
+    ]
+    if not close:
+        raise InputError(f"farm.observables: {system.name} has no native contacts for 'q'")
+    i, j = np.array(close).T
+    lengths = np.linalg.norm(native[i] - native[j], axis=1)
+
+    def contacts(positions_nm: np.ndarray) -> np.ndarray:
+        x = np.asarray(positions_nm, dtype=np.float64)
+        excess = np.linalg.norm(x[:, i] - x[:, j], axis=2) - CONTACT_SLACK * lengths
+        with np.errstate(over="ignore"):
+            return np.asarray((1 / (1 + np.exp(CONTACT_STEEPNESS_PER_NM * excess))).mean(axis=1))
+
+    return contacts
+
+
+def _torsion(system: MolecularSystem, name: str) -> Observable:
+    try:
+        quad = torsion_by_name(system.topology, name)
+    except InputError as error:
+        raise InputError(f"farm.observables: {error}; other names are: rmsd, rg, q") from error
+    return lambda positions_nm: torsion_angles(positions_nm, quad)

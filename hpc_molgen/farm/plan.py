@@ -1,0 +1,188 @@
+"""Which replicas a farm runs, by what, and how many at once; kept, so that whoever goes on runs the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+
+from hpc_molgen.errors import InputError
+from hpc_molgen.files import read_json, write_json
+from hpc_molgen.structures import read_manifest, read_pdb_positions
+from hpc_molgen.systems.base import MolecularSystem
+
+if TYPE_CHECKING:
+    from hpc_molgen.farm.ledger import Standing
+    from hpc_molgen.run import Run
+
+
+@dataclass(frozen=True)
+class Task:
+    """Replicas that one worker runs at once.
+
+    Attributes
+    ----------
+    pack : int
+        Number of the pack that they belong to in the plan.
+    replicas : tuple of int
+    names : tuple of str
+        Each one's start: a file of the starts' folder, or a row of the ensemble.
+    log_weights : tuple of float
+    attempt : int
+        1, and more for those that got new seeds.
+    """
+
+    pack: int
+    replicas: tuple[int, ...]
+    names: tuple[str, ...]
+    log_weights: tuple[float, ...]
+    attempt: int = 1
+
+    def only(self, replicas: Sequence[int], attempt: int) -> Task:
+        """Return the task of some of the replicas."""
+        chosen = set(replicas)
+        rows = [row for row, replica in enumerate(self.replicas) if replica in chosen]
+        names, weights = tuple(self.names[row] for row in rows), tuple(self.log_weights[row] for row in rows)
+        return Task(self.pack, tuple(self.replicas[row] for row in rows), names, weights, attempt)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All replicas of a farm.
+
+    Attributes
+    ----------
+    platform : str
+        "batched" or a platform of OpenMM's.
+    pack_size : int
+        Replicas that one worker runs at once.
+    starts : Path
+        A folder of PDB files, or the file of an ensemble.
+    names : list of str
+    log_weights : list of float
+        One for each replica.
+    """
+
+    platform: str
+    pack_size: int
+    starts: Path
+    names: list[str]
+    log_weights: list[float]
+
+    @property
+    def n_packs(self) -> int:
+        """Packs that the replicas make."""
+        return -(-len(self.names) // self.pack_size)
+
+    def tasks(self, found: Standing, packs: Sequence[int] | None = None) -> list[Task]:
+        """Return what is not finished yet, of all packs or of some."""
+        tasks = []
+        for pack in range(self.n_packs) if packs is None else packs:
+            rows = slice(pack * self.pack_size, min((pack + 1) * self.pack_size, len(self.names)))
+            replicas = tuple(range(rows.start, rows.stop))
+            whole = Task(pack, replicas, tuple(self.names[rows]), tuple(self.log_weights[rows]))
+            missing = [replica for replica in replicas if replica not in found.final]
+            for attempt in sorted({found.attempts.get(replica, 1) for replica in missing}):
+                tasks.append(whole.only([r for r in missing if found.attempts.get(r, 1) == attempt], attempt))
+        return tasks
+
+
+def make_plan(run: Run) -> Plan:
+    """Return the plan of a farm: the one that an earlier attempt kept, or a new one.
+
+    `farm.n_replicas` starts are spread evenly over those that there are. The plan does not depend on the number of workers.
+
+    Raises
+    ------
+    InputError
+        When there is nothing to start from.
+    """
+    config, path = run.config.farm, run.path("farm", "plan.json")
+    starts, names, log_weights = _starts(run)
+    n = min(config.n_replicas, len(names))
+    chosen = [index * len(names) // n for index in range(n)]
+    if path.is_file():
+        kept = read_json(path)
+        platform, size = str(kept["platform"]), int(kept["pack_size"])
+    else:
+        platform, size = _engine(run, n)
+        write_json(path, {"platform": platform, "pack_size": size, "n_replicas": n, "starts": str(starts)})
+    return Plan(platform, size, starts, [names[index] for index in chosen], [log_weights[index] for index in chosen])
+
+
+def _engine(run: Run, n: int) -> tuple[str, int]:
+    """Return who runs the replicas, and how many of them at once."""
+    from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
+    from hpc_molgen.dynamics.engine import fastest_platform, platform_of_boxes
+
+    config = run.config.farm
+    if config.platform == "auto" and config.solvent != "same":  # its boxes are not made yet
+        return platform_of_boxes(), 1
+    if config.platform == "auto" and config.restraint_kj_mol_nm2:  # which the batched engine does not know
+        return fastest_platform(run.system), 1
+    platform = choose_dynamics(run.system, config.platform, n)
+    return platform, copies_per_batch(run.system) if platform == BATCHED else 1
+
+
+def _starts(run: Run) -> tuple[Path, list[str], list[float]]:
+    """Return where the starts lie, their names, and their log-weights."""
+    if run.config.farm.starts is None:
+        rows = read_manifest(run.path("correct", "pdb"), run.system)
+        folder = run.path("correct", "pdb")
+        found = folder, [str(row["file"]) for row in rows], [float(np.log(float(str(row["weight"])))) for row in rows]
+    elif Path(run.config.farm.starts).is_dir():
+        found = _folder(Path(run.config.farm.starts))
+    else:
+        found = _ensemble(Path(run.config.farm.starts), run.system)
+    if not found[1]:
+        raise InputError(f"{found[0]}: there is no structure to start from")
+    return found
+
+
+def _folder(folder: Path) -> tuple[Path, list[str], list[float]]:
+    """Return the PDB files of a folder, by name; weights.csv (lines `file,weight`) gives those that it names theirs."""
+    names = sorted(path.name for path in folder.glob("*.pdb"))
+    weights = dict.fromkeys(names, 1.0)
+    table = folder / "weights.csv"
+    if table.is_file():
+        for number, line in enumerate(table.read_text().splitlines(), 1):
+            name, _, text = (part.strip() for part in line.partition(","))
+            try:
+                if name in weights:
+                    weights[name] = float(text)
+                elif number > 1 and name:  # the first line may be a heading
+                    raise ValueError(f"there is no file {name}")
+                if name in weights and not 0 < weights[name] < float("inf"):
+                    raise ValueError(f"a weight must be positive, not {text}")
+            except ValueError as error:
+                raise InputError(f"{table}, line {number}: {error}; a line is file,weight") from error
+    return folder, names, [float(np.log(weights[name])) for name in names]
+
+
+def _ensemble(path: Path, system: MolecularSystem) -> tuple[Path, list[str], list[float]]:
+    from hpc_molgen.ensemble import read_ensemble
+
+    log_weights = read_ensemble(path, system).log_weight
+    return path, [f"frame {row}" for row in range(len(log_weights))], log_weights.tolist()
+
+
+def read_start(starts: Path, name: str, system: MolecularSystem) -> np.ndarray:
+    """Return positions_nm (n_atoms, 3) of one start.
+
+    Raises
+    ------
+    InputError
+        When it cannot be read or is not of this molecule.
+    """
+    if starts.is_dir():
+        return read_pdb_positions(starts / name, system)
+    try:
+        with h5py.File(starts, "r") as file:
+            positions: np.ndarray = file["coordinates"][int(name.removeprefix("frame "))].astype(np.float64)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{starts}, {name}: cannot be read ({error})") from error
+    return positions
