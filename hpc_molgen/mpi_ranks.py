@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,20 @@ def world(size: int) -> Any:
     MPI.COMM_WORLD.Barrier()
     _unlink_shared_memory()
     return MPI.COMM_WORLD
+
+
+def mpiexec(n: int) -> list[str]:
+    """Return the words that start a command as `n` ranks: the mpiexec of this environment, else the one on PATH.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When there is none.
+    """
+    path = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None:
+        raise EnvironmentProblem("there is no mpiexec here: pip install 'hpc-molgen[mpi]'")
+    return [path, "-n", str(n)]
 
 
 def _choose_transport() -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ class Standing:
             self.n_failed += event == "failed"
             self.share.pop(record["replica"], None)
             self.attempts.pop(record["replica"], None)
+        elif event == "reopened":
+            self.final.pop(record["replica"], None)
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
@@ -140,6 +142,22 @@ def standing(folder: Path) -> Standing:
     for record in read(folder):
         found.add(record)
     return found
+
+
+def lost_files(found: Standing, path_of: Callable[[int], Path]) -> list[dict[str, Any]]:
+    """Return a record for each finished replica whose file has not the size that it had: it is to be run again."""
+    records = []
+    for replica, line in found.final.items():
+        record = json.loads(line)
+        if record["state"] != "done":
+            continue
+        path = path_of(replica)
+        size = path.stat().st_size if path.is_file() else 0
+        if size != record["bytes"]:
+            text = f"{path}: has {size} bytes, not {record['bytes']} as when it was finished"
+            log.warning("%s; the replica is looked at again", text)
+            records.append({"event": "reopened", "replica": replica, "error": text})
+    return records
 
 
 def write_manifest(path: Path, found: Standing) -> list[dict[str, Any]]:

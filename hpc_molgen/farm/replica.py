@@ -65,7 +65,12 @@ class Job:
 
     def path(self, replica: int) -> Path:
         """File of a replica's trajectory."""
-        return self.folder / f"replica-{replica:05d}.h5"
+        return replica_path(self.folder, replica)
+
+
+def replica_path(folder: Path, replica: int) -> Path:
+    """File of a replica's trajectory."""
+    return folder / f"replica-{replica:05d}.h5"
 
 
 def run_task(task: Task, job: Job, report: Report) -> list[dict[str, Any]]:
@@ -120,7 +125,8 @@ def _finished(job: Job, replica: int, name: str, log_weight: float) -> dict[str,
         return None
     if not values.get("finished", False):
         return None
-    return {"event": "done", "state": "done", "replica": replica, "pdb": name, "log_weight": log_weight} | {
+    size = path.stat().st_size
+    return {"event": "done", "state": "done", "replica": replica, "pdb": name, "log_weight": log_weight, "bytes": size} | {
         name: values[name].item() if isinstance(values[name], np.generic) else values[name] for name in _RECORDED
     }
 

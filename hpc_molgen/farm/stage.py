@@ -16,7 +16,7 @@ from hpc_molgen.farm.ledger import Ledger, Standing
 from hpc_molgen.farm.limits import time_left
 from hpc_molgen.farm.observables import make_observables
 from hpc_molgen.farm.plan import Plan, Task, make_plan
-from hpc_molgen.farm.replica import Job, run_task
+from hpc_molgen.farm.replica import Job, replica_path, run_task
 from hpc_molgen.farm.scheduler import Work, n_workers, run_farm
 from hpc_molgen.files import write_json
 from hpc_molgen.workers import ShareDone
@@ -76,6 +76,10 @@ class _Root:
             (self.folder / name).mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / f"ledger-{number:05d}.jsonl")
         self.found = ledger.standing(self.folder)
+        lost = ledger.lost_files(self.found, lambda replica: replica_path(self.folder, replica))
+        self.ledger.append(lost)
+        for record in lost:
+            self.found.add(record)
         self.leases = Leases(self.folder, plan, run.workers.share) if of > 1 else None
         self.lease = Lease(self.folder, self.leases.owner, self.leases.block_packs) if self.leases else None
         tasks = [] if self.leases else plan.tasks(self.found)

@@ -38,13 +38,13 @@ for stage in sys.argv[2:]:
 BROKEN = """
 from hpc_molgen.cli import main
 from hpc_molgen.errors import InputError
-from hpc_molgen.farm import scheduler
-whole = scheduler.run_replica
-def broken(replica):
-    if replica.index == 1:
-        raise InputError("replica 1 is broken")
-    return whole(replica)
-scheduler.run_replica = broken
+from hpc_molgen import sampling
+whole = sampling.sample_shard
+def broken(shard):
+    if shard.index == 1:
+        raise InputError("shard 1 is broken")
+    return whole(shard)
+sampling.sample_shard = broken
 main()
 """
 
@@ -125,9 +125,9 @@ def test_without_mpi4py_the_error_says_how_to_install_it(tmp_path: Path) -> None
 def test_an_error_on_one_rank_ends_all_of_them(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(base, out)
-    shutil.rmtree(out / "farm")
+    shutil.rmtree(out / "sample")
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     started = time.monotonic()
-    ended = mpiexec(2, "-c", BROKEN, "run", "tiny", "--out", str(out), "--only", "farm", *settings)
-    assert ended.returncode == 2 and "replica 1 is broken" in ended.stderr and "Traceback" not in ended.stderr
+    ended = mpiexec(2, "-c", BROKEN, "run", "tiny", "--out", str(out), "--only", "sample", *settings)
+    assert ended.returncode == 2 and "shard 1 is broken" in ended.stderr and "Traceback" not in ended.stderr
     assert time.monotonic() - started < 60  # rank 0, which waits for rank 1, is ended with it

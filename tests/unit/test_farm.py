@@ -166,6 +166,14 @@ def test_the_ledger_forgets_half_a_line_and_no_other(tmp_path: Path, caplog: pyt
 
 def test_a_replica_ends_once(tmp_path: Path) -> None:
     found = Standing()
+    (tmp_path / "4").write_text("longer than it was")
+    found.add({"event": "done", "state": "done", "replica": 5, "bytes": 18})
+    found.add({"event": "done", "state": "done", "replica": 6, "bytes": 3})
+    (tmp_path / "5").write_text("longer than it was")
+    (lost,) = ledger.lost_files(found, lambda replica: tmp_path / str(replica))
+    assert lost["replica"] == 6 and "has 0 bytes, not 3" in lost["error"]
+    found.add(lost)
+    assert sorted(found.final) == [5]
     for error in ("first", "second"):
         found.add({"event": "failed", "state": "failed", "replica": 4, "error": error})
     found.add({"event": "done", "state": "done", "replica": 4})

@@ -1,0 +1,446 @@
+"""Suite `farm-faults`: farms that are killed, starved, poisoned and started twice, and what is left of them.
+
+Small farms of alanine dipeptide run again and again, each time with a fault drawn at random, until they end by themselves.
+Every trajectory must open at every moment, and what comes out must be what undisturbed farms make, bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_molgen.config import RunConfig, SystemConfig, dump_config
+from hpc_molgen.efficiency.suites.record import Costs
+from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.farm import ledger
+from hpc_molgen.farm.plan import Task
+from hpc_molgen.farm.replica import Job, replica_path, run_task
+from hpc_molgen.mpi_ranks import mpiexec
+from hpc_molgen.seeding import derive_seed, numpy_generator
+from hpc_molgen.structures import pdb_text
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.registry import load_system
+from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
+
+log = logging.getLogger(__name__)
+N_FAULTS = {"laptop": 200, "smoke": 6}
+PATIENCE_S = 120.0
+MAX_LAUNCHES = 60
+FAULTS = ("kill a rank", "kill rank 0", "SIGTERM", "NaN", "truncated file", "disk full", "two starters")
+MODES = ("mpi", "mpi batched", "processes", "shared")
+_POISONED = """
+import os
+import numpy as np
+from openmm import OpenMMException
+from hpc_molgen.farm import copies
+seeds = {int(seed) for seed in os.environ["POISONED_SEEDS"].split()}
+one, many = copies.OpenMMCopy.run, copies.BatchedCopies.run
+def run_one(self, segment, number, steps_per_frame):
+    if number and self._seed in seeds:
+        raise OpenMMException("Particle coordinate is NaN")
+    return one(self, segment, number, steps_per_frame)
+def run_many(self, segment, number, steps_per_frame):
+    for row, seed in enumerate(self._seeds):
+        if number and seed in seeds:
+            self._dynamics._x[row] = np.nan
+    return many(self, segment, number, steps_per_frame)
+copies.OpenMMCopy.run, copies.BatchedCopies.run = run_one, run_many
+from hpc_molgen.cli import main
+main()
+"""
+
+
+@dataclass
+class Tally:
+    """What was seen.
+
+    Attributes
+    ----------
+    faults : Counter of str
+        Faults that met a running farm.
+    problems : list of str
+        What should not have been.
+    """
+
+    faults: Counter[str]
+    problems: list[str]
+    n_farms: int = 0
+    n_launches: int = 0
+    n_replicas: int = 0
+    n_opened: int = 0
+    n_late: int = 0
+
+
+def farm_faults(size: str, out: Path, seed: int) -> dict[str, Any]:
+    """Torment farms until enough faults have met them; return this part of the record."""
+    costs, tally = Costs(), Tally(Counter(), [])
+    generator = numpy_generator(seed, "farm faults")
+    system = load_system(SystemConfig())
+    modes = itertools.cycle(MODES)
+    with costs.stage("farms and their checks (CPU seconds of the checks)"), tempfile.TemporaryDirectory(dir=out) as folder:
+        while tally.faults.total() < N_FAULTS[size]:
+            mode = next(modes)
+            torment = _Torment(Path(folder) / f"farm-{tally.n_farms}", mode, system, generator, tally, N_FAULTS[size])
+            torment.run()
+            shutil.rmtree(torment.folder, ignore_errors=True)
+            tally.n_farms += 1
+            log.info("farm-faults: %d faults, %d farms; problems: %s", tally.faults.total(), tally.n_farms, tally.problems)
+    return _record(tally, costs, size)
+
+
+class _Torment:
+    """One farm, started until it ends by itself."""
+
+    def __init__(
+        self, folder: Path, mode: str, system: MolecularSystem, generator: np.random.Generator, tally: Tally, enough: int
+    ) -> None:
+        self.folder, self.mode, self.system, self.generator, self.tally = folder, mode, system, generator, tally
+        self.enough = enough
+        self.seed = int(generator.integers(2**31))
+        self.n = 32 if mode == "mpi batched" else 6
+        self.out = folder / "run"
+        self.poisoned: set[int] = set()
+        folder.mkdir()
+        self._write_inputs()
+
+    def _write_inputs(self) -> None:
+        starts, system = self.folder / "starts", self.system
+        starts.mkdir()
+        psi = torsion_by_name(system.topology, "psi")
+        for index in range(self.n):
+            positions = set_torsion(system.topology, system.positions_nm, psi, 2 * np.pi * index / self.n)
+            (starts / f"start-{index:03d}.pdb").write_text(pdb_text(system.topology, positions, []))
+        batched = self.mode == "mpi batched"
+        values = {
+            "name": "faults", "seed": self.seed, "farm": {
+                "starts": str(starts), "n_replicas": self.n, "platform": "batched" if batched else "Reference", "chunk_s": 0.2,
+                "production_ps": 100 if batched else 30, "save_every_ps": 0.5, "minimise_iterations": 50, "equilibration_ps": 1,
+            },
+        }  # fmt: skip
+        self.config = RunConfig.model_validate(values)
+        (self.folder / "config.yaml").write_text(dump_config(self.config))
+        self.job = Job(system, self.config.farm, self.seed, self.config.farm.platform, starts, self.folder / "alone")
+
+    def run(self) -> None:
+        for launch in range(MAX_LAUNCHES):
+            name = self._choose() if self.tally.faults.total() < self.enough else "none"
+            self.tally.n_launches += 1
+            codes = self._launch(name)
+            self._look(f"{self.mode}, {name}")
+            if all(code == 0 for code in codes) and self._is_done():
+                break
+            if launch == MAX_LAUNCHES - 1:
+                self.tally.problems.append(f"{self.mode}: not done after {MAX_LAUNCHES} launches, the last with {codes}")
+        self._compare()
+
+    def _choose(self) -> str:
+        names = [name for name in FAULTS if not (name == "disk full" and not _may_mount()) and self._fits(name)]
+        return str(self.generator.choice(names))
+
+    def _fits(self, name: str) -> bool:
+        if name == "NaN":
+            return self.mode.startswith("mpi") and len(self.poisoned) < 3
+        if name == "disk full":
+            return self.mode != "shared"
+        return name != "two starters" or self.mode != "shared"
+
+    # ------------------------------------------------------------------ starting
+
+    def _lines(self) -> list[list[str]]:
+        program = ["-c", _POISONED] if self.poisoned else ["-m", "hpc_molgen"]
+        farm = [sys.executable, *program, "farm", str(self.folder / "config.yaml"), "--out", str(self.out)]
+        if self.mode == "shared":
+            return [[*farm, "--share", f"{number}/2"] for number in range(2)]
+        return [[*mpiexec(int(self.generator.integers(2, 4))), *farm] if self.mode.startswith("mpi") else farm]
+
+    def _launch(self, fault: str) -> list[int]:
+        if fault == "NaN":
+            replica, attempt = int(self.generator.integers(self.n)), 1
+            self.poisoned.add(derive_seed(self.seed, "farm", replica, attempt))
+            self.tally.faults["NaN"] += 1
+        if fault == "disk full":
+            return self._with_a_full_disk()
+        running = self._start()
+        if fault in ("none", "NaN"):
+            return [self._wait(process) for process in running]
+        if not self._until_it_works(running) or self._ends_within(running, float(self.generator.exponential(1.5))):
+            self.tally.n_late += 1
+            return [self._wait(process) for process in running]
+        self.tally.faults[fault] += 1
+        if fault == "two starters":
+            second = subprocess.run(
+                self._lines()[0], capture_output=True, text=True, env=self._env(), timeout=PATIENCE_S, check=False
+            )
+            refused = second.returncode == 2 and "works on this run" in second.stderr
+            found_it_done = second.returncode == 0 and (self.out / "farm" / "done.json").is_file()
+            if not refused and not found_it_done:
+                self.tally.problems.append(f"{self.mode}: a second starter was not refused: {second.stderr[-300:]}")
+        elif fault == "SIGTERM":
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+        else:
+            self._kill(running, root=fault == "kill rank 0")
+        codes = [self._wait(process) for process in running]
+        if fault == "truncated file":
+            self._truncate()
+        return codes
+
+    def _env(self) -> dict[str, str]:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "SLURM_", "OMPI_"))}
+        return plain | {"POISONED_SEEDS": " ".join(map(str, self.poisoned)), "OMP_NUM_THREADS": "1"}
+
+    def _start(self) -> list[subprocess.Popen[str]]:
+        log_file = open(self.folder / "log", "a")  # noqa: SIM115 (the processes write it)
+        options: dict[str, Any] = {"stdout": log_file, "stderr": subprocess.STDOUT, "env": self._env(), "text": True}
+        return [subprocess.Popen(line, start_new_session=True, **options) for line in self._lines()]
+
+    def _wait(self, process: subprocess.Popen[str]) -> int:
+        started = time.monotonic()
+        try:
+            code = process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.tally.problems.append(f"{self.mode}: still running {PATIENCE_S:g} s after the fault")
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        for _ in range(600):  # ranks whose launcher is gone
+            if not _group(process.pid):
+                return code
+            time.sleep(0.1)
+        self.tally.problems.append(f"{self.mode}: survivors {time.monotonic() - started:.0f} s after the end of the launcher")
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return code
+
+    def _until_it_works(self, running: list[subprocess.Popen[str]]) -> bool:
+        """Wait until the farm has begun; False if it ends before."""
+        began = time.time()
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if any(process.poll() is not None for process in running):
+                return False
+            live = [path for path in self.out.glob("farm/live*.json") if path.stat().st_mtime > began]
+            if live:
+                return True
+            time.sleep(0.05)
+        return False
+
+    @staticmethod
+    def _ends_within(running: list[subprocess.Popen[str]], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if all(process.poll() is not None for process in running):
+                return True
+            time.sleep(0.02)
+        return all(process.poll() is not None for process in running)
+
+    # ------------------------------------------------------------------ faults
+
+    def _kill(self, running: list[subprocess.Popen[str]], *, root: bool) -> None:
+        """Kill one rank, one worker process, or one job of several; the root is the first rank, or the parent."""
+        process = running[int(self.generator.integers(len(running)))]
+        workers = [pid for pid in _group(process.pid) if b"hpc_molgen" in _command(pid) and b"mpiexec" not in _command(pid)]
+        children = [pid for pid in _group(process.pid) if b"multiprocessing.spawn" in _command(pid)]
+        if self.mode.startswith("mpi"):
+            ranks = sorted((_rank(pid), pid) for pid in workers if _rank(pid) >= 0)
+            victims = [pid for rank, pid in ranks if (rank == 0) == root]
+        else:
+            victims = [process.pid] if root or not children else children
+        if victims:
+            with suppress(ProcessLookupError):
+                os.kill(int(self.generator.choice(victims)), signal.SIGKILL)
+
+    def _truncate(self) -> None:
+        """Cut a file of the farm somewhere: a trajectory, a state, the ledger."""
+        farm = self.out / "farm"
+        files = sorted([*farm.glob("replica-*.h5"), *farm.glob("state/*.npz"), *farm.glob("ledger-*.jsonl")])
+        if files:
+            path = files[int(self.generator.integers(len(files)))]
+            os.truncate(path, int(self.generator.integers(path.stat().st_size + 1)))
+            if path.suffix == ".h5":
+                self.cut = path
+
+    cut: Path | None = None
+
+    def _with_a_full_disk(self) -> list[int]:
+        """Run on a small file system that fills up, look for a clean stop, make space, and go on outside of it."""
+        disk = self.folder / "disk"
+        disk.mkdir(exist_ok=True)
+        used = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file()) if self.out.is_dir() else 0
+        room = used + int(self.generator.integers(40_000, 400_000))
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4096 + 2**17}", "tmpfs", str(disk)], check=True)
+        home = self.out
+        try:
+            if home.is_dir():
+                shutil.copytree(home, disk / "run")
+            self.out = disk / "run"
+            codes = [self._wait(process) for process in self._start()]
+            if 2 in codes:
+                self.tally.faults["disk full"] += 1
+                text = (self.folder / "log").read_text()[-3000:]
+                if "No space left" not in text and "disk is full" not in text:
+                    self.tally.problems.append(f"{self.mode}: a full disk ended it without saying so: {text[-300:]}")
+            elif any(codes):
+                self.tally.problems.append(
+                    f"{self.mode}: a full disk ended it with {codes}: {(self.folder / 'log').read_text()[-600:]}"
+                )
+            self._look("disk full")
+            shutil.rmtree(home, ignore_errors=True)
+            shutil.copytree(disk / "run", home)
+        finally:
+            self.out = home
+            subprocess.run(["umount", str(disk)], check=True)
+        return codes
+
+    # ------------------------------------------------------------------ looking
+
+    def _look(self, after: str) -> None:
+        """Every trajectory opens as it lies there, and the ledger knows no replica twice."""
+        import mdtraj
+
+        farm = self.out / "farm"
+        for path in sorted(farm.glob("replica-*.h5")):
+            if path == self.cut:
+                continue
+            try:
+                trajectory = mdtraj.load(str(path))
+                sound = np.isfinite(trajectory.xyz).all() and len(trajectory) > 0
+            except Exception as error:  # whatever the reader raises is the finding
+                sound, after = False, f"{after}: {error}"
+            self.tally.n_opened += 1
+            if not sound:
+                self.tally.problems.append(f"{path.name} does not open after {after}")
+        self.cut = None
+        ends: Counter[int] = Counter()
+        for record in ledger.read(farm):
+            if record["event"] in ledger.FINAL:
+                ends[record["replica"]] += 1
+            elif record["event"] == "reopened":
+                ends[record["replica"]] -= 1
+        twice = [replica for replica, n in ends.items() if n > 1]
+        if twice:
+            self.tally.problems.append(f"after {after} the ledger has replicas {twice} twice")
+
+    def _is_done(self) -> bool:
+        if self.mode == "shared":  # its jobs leave the manifest, and what was damaged since, to the one that comes after them
+            line = [sys.executable, "-m", "hpc_molgen", "farm", str(self.out)]
+            subprocess.run(line, capture_output=True, env=self._env(), timeout=PATIENCE_S, check=False)
+        return (self.out / "farm" / "done.json").is_file()
+
+    def _compare(self) -> None:
+        """Run every replica undisturbed, with the attempt that it ended with, and compare all bits."""
+        manifest = self.out / "farm" / "manifest.jsonl"
+        records = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.is_file() else []
+        if sorted(record["replica"] for record in records) != list(range(self.n)):
+            self.tally.problems.append(f"{self.mode}: the manifest has {len(records)} of {self.n} replicas")
+        names = sorted(path.name for path in self.job.starts.iterdir())
+        (self.folder / "alone").mkdir()
+        attempts: dict[int, list[int]] = {}
+        for record in records:
+            self.tally.n_replicas += 1
+            if record["state"] != "done":
+                self.tally.problems.append(f"{self.mode}: replica {record['replica']} failed: {record['error']}")
+                continue
+            attempts.setdefault(record["attempts"], []).append(record["replica"])
+        for attempt, replicas in attempts.items():
+            size = 16 if self.job.platform == "batched" else 1
+            for start in range(0, len(replicas), size):
+                some = tuple(replicas[start : start + size])
+                task = Task(some[0], some, tuple(names[replica] for replica in some), (0.0,) * len(some), attempt)
+                run_task(task, self.job, lambda _: False)
+        for replica in sorted(replica for replicas in attempts.values() for replica in replicas):
+            first, second = (
+                read_ensemble(replica_path(at, replica), self.system) for at in (self.out / "farm", self.job.folder)
+            )
+            same = np.array_equal(first.positions_nm, second.positions_nm)
+            if not same or not np.array_equal(first.reduced_energy, second.reduced_energy):
+                self.tally.problems.append(f"{self.mode}: replica {replica} differs from the undisturbed one")
+
+
+def _may_mount() -> bool:
+    return os.geteuid() == 0 and shutil.which("mount") is not None and os.access("/sys/fs/cgroup", os.R_OK) and _mounts()
+
+
+def _mounts() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
+        if done.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+        return done.returncode == 0
+
+
+def _group(leader: int) -> list[int]:
+    """Processes of a session, from /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(path.name))
+    return found
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _rank(pid: int) -> int:
+    try:
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"PMI_RANK="):
+                return int(entry[9:])
+    except OSError:
+        pass
+    return -1
+
+
+def _record(tally: Tally, costs: Costs, size: str) -> dict[str, Any]:
+    n, n_problems = tally.faults.total(), len(tally.problems)
+    answer = [
+        f"{n} faults met {tally.n_farms} farms of {tally.n_replicas} replicas in all ({tally.n_launches} launches; "
+        f"{tally.n_late} faults came too late and are not counted): {n_problems} problems.",
+        f"Trajectories were opened by mdtraj {tally.n_opened:,} times, as they lay there after a fault.",
+    ]
+    wrong = "replicas lost, repeated or changed; files that do not open"
+    targets = [
+        {"name": "faults", "target": ">= 200", "measured": str(n), "reached": n >= N_FAULTS["laptop"]},
+        {"name": wrong, "target": "0", "measured": str(n_problems), "reached": n_problems == 0},
+    ]
+    faults = [[name, str(tally.faults[name])] for name in FAULTS]
+    problems = [[text] for text in tally.problems] or [["none"]]
+    return {
+        "question": "Does a farm lose, repeat or change a replica when its processes are killed, files damaged, the disk full?",
+        "answer": answer,
+        "targets": targets,
+        "tables": [
+            {"caption": "Faults that met a running farm", "columns": ["fault", "times"], "rows": faults},
+            {"caption": "Problems", "columns": ["what"], "rows": problems},
+        ],
+        "results": {"faults": dict(tally.faults), "problems": tally.problems, "n_replicas": tally.n_replicas, "size": size},
+        "costs": costs.stages,
+        "notes": [
+            "Farms run on 2 or 3 MPI ranks (Reference platform, or the batched engine), on two local processes, or as two jobs "
+            "that share one folder by leases. Each is started until it ends by itself; then every replica is run undisturbed, "
+            "with the attempt that it ended with, and all positions and energies are compared bit for bit.",
+            "NaN: a replica's first seed blows up, so it ends with its second. Truncated file: after a kill, a trajectory, a "
+            "state or the ledger is cut at a random place. Disk full: a tmpfs with little room, then there is more.",
+            "Nothing ran on a GPU, and no network file system took part.",
+        ],
+    }
