@@ -19,7 +19,7 @@ from hpc_molgen.farm.plan import Plan, Task, make_plan
 from hpc_molgen.farm.replica import Job, replica_path, run_task
 from hpc_molgen.farm.scheduler import Work, n_workers, run_farm
 from hpc_molgen.files import write_json
-from hpc_molgen.workers import ShareDone
+from hpc_molgen.workers import ShareDone, Stopwatch, cpu_seconds
 
 if TYPE_CHECKING:
     from hpc_molgen.progress import Progress
@@ -54,7 +54,9 @@ def run_replicas(run: Run) -> dict[str, Any]:
             root.show(progress)
         dispatcher = root.dispatcher if root else None
         n_tasks = workers.from_root(lambda: root.n_tasks if root else 0)
+        watch, cpu = Stopwatch(), cpu_seconds()
         run_farm(workers, n_tasks, dispatcher, Work(run_task, job), lambda: root.show(progress) if root else None)
+        loop = {"loop_s": watch.wall_s, "loop_cpu_s": sum(workers.gather(cpu_seconds() - cpu))}
     outcome = workers.from_root(lambda: root.close() if root else ("", None))
     reason, problem = outcome
     if problem is not None:
@@ -63,7 +65,7 @@ def run_replicas(run: Run) -> dict[str, Any]:
         raise Interrupted(f"the farm stopped ({reason}); the same command goes on where it was")
     if workers.share[1] > 1:
         raise ShareDone
-    return workers.from_root(lambda: _figures(folder, plan) if root else {})
+    return workers.from_root(lambda: _figures(folder, plan) if root else {}) | loop
 
 
 class _Root:

@@ -16,6 +16,7 @@ SUITES = {
     "md": "hpc_molgen.efficiency.suites.md:md",
     "tempering": "hpc_molgen.efficiency.suites.tempering:tempering",
     "training": "hpc_molgen.efficiency.suites.training:training",
+    "farm": "hpc_molgen.efficiency.suites.farm:farm",
     "farm-faults": "hpc_molgen.efficiency.suites.farm_faults:farm_faults",
     "scaling": "hpc_molgen.efficiency.suites.scaling:scaling",
 }

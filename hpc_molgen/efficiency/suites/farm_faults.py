@@ -129,7 +129,7 @@ class _Torment:
         values = {
             "name": "faults", "seed": self.seed, "farm": {
                 "starts": str(starts), "n_replicas": self.n, "platform": "batched" if batched else "Reference", "chunk_s": 0.2,
-                "production_ps": 100 if batched else 30, "save_every_ps": 0.5, "minimise_iterations": 50, "equilibration_ps": 1,
+                "production_ps": 200 if batched else 60, "save_every_ps": 0.5, "minimise_iterations": 50, "equilibration_ps": 1,
             },
         }  # fmt: skip
         self.config = RunConfig.model_validate(values)
@@ -178,7 +178,7 @@ class _Torment:
         running = self._start()
         if fault in ("none", "NaN"):
             return [self._wait(process) for process in running]
-        if not self._until_it_works(running) or self._ends_within(running, float(self.generator.exponential(1.5))):
+        if not self._until_it_works(running) or self._ends_within(running, float(self.generator.exponential(0.7))):
             self.tally.n_late += 1
             return [self._wait(process) for process in running]
         self.tally.faults[fault] += 1

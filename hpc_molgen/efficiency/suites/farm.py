@@ -1,0 +1,219 @@
+"""Suite `farm`: what scheduling and writing cost, what a second rank brings, and how many replicas the queue can handle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_molgen.config import FarmConfig, RunConfig, SystemConfig, dump_config
+from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.efficiency.suites.record import Costs, spread
+from hpc_molgen.efficiency.suites.rounds import pinned_processes, receive, target, target_sentence
+from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.farm.protocol import make_protocol
+from hpc_molgen.mpi_ranks import mpiexec
+from hpc_molgen.seeding import derive_seed
+from hpc_molgen.structures import pdb_text
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.registry import load_system
+from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
+from hpc_molgen.workers import Stopwatch
+
+PATIENCE_S = 900.0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: replicas of how many ps, rounds, and simulated replicas."""
+
+    n_replicas: int
+    production_ps: float
+    n_rounds: int
+    n_simulated: int
+
+
+SIZES = {"laptop": Effort(24, 100.0, 3, 100_000), "smoke": Effort(4, 4.0, 1, 2_000)}
+SIMULATED_RANKS = 8
+
+
+def farm(size: str, out: Path, seed: int) -> dict[str, Any]:
+    """Run farms beside bare loops, and the queue alone; return this part of the record."""
+    effort, costs, system = SIZES[size], Costs(), load_system(SystemConfig())
+    rounds: list[dict[str, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory(dir=out) as name:
+        folder = Path(name)
+        starts = _write_starts(folder, system, effort.n_replicas)
+        with costs.stage("farms on two ranks and on one, and bare loops of OpenMM (CPU seconds of this process)"):
+            for number in range(effort.n_rounds):
+                order = ["two", "bare", "one"] if number % 2 == 0 else ["one", "bare", "two"]
+                rounds.append({what: _run(what, folder / f"{what}-{number}", starts, system, effort, seed) for what in order})
+        with costs.stage(f"{effort.n_simulated:,} simulated replicas on {SIMULATED_RANKS} ranks (CPU seconds of this process)"):
+            simulated = _simulate(folder / "simulated", effort.n_simulated)
+    return _record(rounds, simulated, effort, costs, size)
+
+
+def _write_starts(folder: Path, system: MolecularSystem, n: int) -> Path:
+    starts = folder / "starts"
+    starts.mkdir()
+    psi = torsion_by_name(system.topology, "psi")
+    for index in range(n):
+        positions = set_torsion(system.topology, system.positions_nm, psi, 2 * np.pi * index / n)
+        (starts / f"start-{index:03d}.pdb").write_text(pdb_text(system.topology, positions, []))
+    return starts
+
+
+def _config(starts: Path, effort: Effort, n: int, seed: int) -> RunConfig:
+    settings = {"starts": str(starts), "n_replicas": n, "platform": "Reference", "production_ps": effort.production_ps}
+    return RunConfig.model_validate({"name": "farm", "seed": seed, "farm": settings})
+
+
+def _run(what: str, folder: Path, starts: Path, system: MolecularSystem, effort: Effort, seed: int) -> dict[str, float]:
+    """Return wall and CPU seconds of the loop, and the simulated ns."""
+    folder.mkdir()
+    if what == "bare":
+        return _bare(starts, system, _config(starts, effort, effort.n_replicas, seed).farm, seed)
+    n_ranks = 2 if what == "two" else 1
+    config = _config(starts, effort, effort.n_replicas * n_ranks // 2, seed)  # one rank gets half of the work
+    (folder / "config.yaml").write_text(dump_config(config))
+    _command(
+        [
+            *mpiexec(n_ranks),
+            sys.executable,
+            "-m",
+            "hpc_molgen",
+            "farm",
+            str(folder / "config.yaml"),
+            "--out",
+            str(folder / "run"),
+        ]
+    )
+    details = json.loads((folder / "run" / "farm" / "done.json").read_text())["details"]
+    return {"wall_s": details["loop_s"], "cpu_s": details["loop_cpu_s"], "ns": details["simulated_ns"]}
+
+
+def _command(line: list[str]) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HPC_MOLGEN_LOG": "WARNING"}
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env)
+    if ended.returncode:
+        raise EnvironmentProblem(f"{' '.join(line)} ended with {ended.returncode}: {ended.stderr[-500:]}")
+
+
+def _bare(starts: Path, system: MolecularSystem, config: FarmConfig, seed: int) -> dict[str, float]:
+    names = sorted(path.name for path in starts.iterdir())
+    arguments = [(system, config, [str(starts / name) for name in names[number::2]], seed) for number in range(2)]
+    with pinned_processes(_serve, arguments) as connections:
+        for connection in connections:
+            receive(connection, PATIENCE_S)
+        watch = Stopwatch()
+        for connection in connections:
+            connection.send("go")
+        cpu_s = [receive(connection, PATIENCE_S) for connection in connections]
+        protocol = make_protocol(config, system.temperature_kelvin, 10_000)
+        return {"wall_s": watch.wall_s, "cpu_s": sum(cpu_s), "ns": protocol.simulated_ns * len(names)}
+
+
+def _serve(
+    connection: Connection, _barrier: Any, core: int, system: MolecularSystem, config: FarmConfig, pdbs: list[str], seed: int
+) -> None:
+    """Run replicas one after the other by OpenMM alone: the same steps and the same frames, written nowhere."""
+    from hpc_molgen.structures import read_pdb_positions
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.sched_setaffinity(0, {core})
+    Engine(system, "Reference").step(10)
+    connection.send("ready")
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        watch = Stopwatch()
+        for number, pdb in enumerate(pdbs):
+            protocol = make_protocol(config, system.temperature_kelvin, 10_000)
+            engine = Engine(
+                system, "Reference", derive_seed(seed, "bare", number), timestep_fs=config.timestep_fs,
+                friction_per_ps=config.friction_per_ps, constraints=config.constraints,
+            )  # fmt: skip
+            engine.set_positions(read_pdb_positions(Path(pdb), system))
+            engine.minimise(config.minimise_iterations)
+            engine.set_positions(engine.positions_nm, draw_velocities=True)
+            engine.step(protocol.n_steps - protocol.n_frames * protocol.steps_per_frame)
+            for _ in engine.simulate(protocol.n_frames, protocol.steps_per_frame):
+                pass
+        connection.send(watch.cpu_s)
+
+
+def _simulate(folder: Path, n: int) -> dict[str, float]:
+    folder.mkdir()
+    module = "hpc_molgen.efficiency.suites.farm_simulated"
+    _command([*mpiexec(SIMULATED_RANKS), sys.executable, "-m", module, str(n), str(folder)])
+    seen: dict[str, float] = json.loads((folder / "simulated.json").read_text())
+    return seen
+
+
+def _record(
+    rounds: list[dict[str, dict[str, float]]], simulated: dict[str, float], effort: Effort, costs: Costs, size: str
+) -> dict[str, Any]:
+    overhead = {kind: spread(100 * (r["two"][kind] / r["bare"][kind] - 1) for r in rounds) for kind in ("wall_s", "cpu_s")}
+    rate = {what: spread(r[what]["ns"] / r[what]["wall_s"] * 86400 for r in rounds) for what in ("one", "two", "bare")}
+    gain = spread(r["two"]["ns"] / r["two"]["wall_s"] / (r["one"]["ns"] / r["one"]["wall_s"]) for r in rounds)
+    whole = simulated["distinct"] == simulated["records"] == effort.n_simulated
+    targets = [
+        target(
+            "overhead over bare loops on two cores, wall (%)", "<= 3", _text(overhead["wall_s"]), overhead["wall_s"]["mean"]
+        ),
+        target("overhead over bare loops on two cores, CPU (%)", "<= 3", _text(overhead["cpu_s"]), overhead["cpu_s"]["mean"]),
+        target("two ranks over one, ns per wall second", ">= 1.9", _text(gain), gain["mean"]),
+        target("simulated replicas a second through the ledger", ">= 2000", f"{simulated['per_s']:,.0f}", simulated["per_s"]),
+        target("memory of rank 0 (GiB)", "<= 1", f"{simulated['root_gib']:.2f}", simulated["root_gib"]),
+    ]
+    answer = [
+        target_sentence(targets, size),
+        f"A farm of {effort.n_replicas} replicas on two ranks, {np.mean([r['two']['wall_s'] for r in rounds]):.0f} s long, takes "
+        f"{_text(overhead['wall_s'])} % more wall time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in "
+        f"bare loops of OpenMM on two cores. Two ranks make {_text(gain)} times what one makes.",
+        f"{effort.n_simulated:,} replicas that do nothing pass the queue and the ledger of {SIMULATED_RANKS} ranks on "
+        f"{os.cpu_count()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {'once' if whole else 'NOT ONCE'}.",
+        "Ranks ask once in some seconds, so one dispatcher serves thousands of them: no hierarchy of dispatchers is built.",
+    ]
+    names = {"two": "farm, two MPI ranks", "one": "farm, one rank", "bare": "bare OpenMM loops, two processes"}
+    rows = [
+        [
+            name,
+            _text(spread(r[what]["wall_s"] for r in rounds)),
+            _text(spread(r[what]["cpu_s"] for r in rounds)),
+            _text(rate[what]),
+        ]
+        for what, name in names.items()
+    ]
+    return {
+        "question": "What do the farm's scheduling and writing cost, what does a second rank bring, what can its queue take?",
+        "answer": answer,
+        "targets": targets,
+        "tables": [{"caption": "Alanine dipeptide, OpenMM Reference", "rows": rows,
+                    "columns": ["what", "loop (s)", "CPU of the loop (s)", "ns/day, all"]}],
+        "results": {"rounds": rounds, "overhead_percent": overhead, "gain": gain, "simulated": simulated},
+        "costs": costs.stages,
+        "notes": [
+            "Loops alone are timed: imports, process start and the plan are outside in all three. Farms write trajectories with "
+            "observables, states and the ledger; bare loops compute the same frames and write nothing. ± is the standard "
+            "deviation over rounds, in which the three run one after the other.",
+            "One rank gets half of the replicas. The machine's clock and neighbours change within a round: the ratios in CPU "
+            "seconds see less of that.",
+            "Nothing ran on a GPU.",
+        ],
+    }  # fmt: skip
+
+
+def _text(values: dict[str, Any]) -> str:
+    return f"{values['mean']:.3g} ± {values['sd']:.2g}"
