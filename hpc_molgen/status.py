@@ -32,8 +32,36 @@ def run_status(directory: Path) -> list[dict[str, Any]]:
         elif (folder / "done.json").is_file():
             row["state"] = "out of date"
         row |= _progress(folder)
+        row["farm"] = _farm(folder) if stage == "farm" and row["state"] != "waiting" else None
         rows.append(row)
     return rows
+
+
+def _farm(folder: Path) -> dict[str, Any] | None:
+    """Return what the jobs of a farm tell of themselves (live*.json), added up, and how their replicas stand."""
+    from hpc_molgen.farm import ledger
+
+    jobs = []
+    for path in sorted(folder.glob("live*.json")):
+        with contextlib.suppress(InputError):
+            jobs.append(read_json(path))
+    if not jobs:
+        return None
+    found = ledger.standing(folder)
+    busy = [share for job in jobs for share in job["busy"].values()]
+    return {
+        "n_replicas": jobs[0]["n_replicas"],
+        "done": len(found.final) - found.n_failed,
+        "failed": found.n_failed,
+        "begun": len(found.share),
+        "ns_per_day": sum(job["ns_per_day"] for job in jobs),
+        "workers": len(busy),
+        "busy": sum(busy) / len(busy) if busy else 0.0,
+        "least_busy": min(busy, default=0.0),
+        "drained": sorted({host for job in jobs for host in job["drained"]}),
+        "stopping": "; ".join(sorted({job["stopping"] for job in jobs if job["stopping"]})),
+        "errors": [error for job in jobs for error in job["errors"]][-5:],
+    }
 
 
 def _progress(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import os
@@ -123,17 +124,21 @@ class Standing:
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield all records of a farm, ledger after ledger; lines that are not whole are left out."""
-    for path in sorted(folder.glob("ledger-*.jsonl")):
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    if line.endswith(b"\n"):  # else it is being written
-                        log.warning("%s: line %d is damaged and left out", path, number)
-                    continue
-                yield record
+    """Yield all records of a farm's ledgers in the order of time; lines that are not whole are left out."""
+    files = [_lines(path) for path in sorted(folder.glob("ledger-*.jsonl"))]
+    yield from heapq.merge(*files, key=lambda record: float(record["time"]))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if line.endswith(b"\n"):  # else it is being written
+                    log.warning("%s: line %d is damaged and left out", path, number)
+                continue
+            yield record
 
 
 def standing(folder: Path) -> Standing:

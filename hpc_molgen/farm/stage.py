@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -117,7 +118,8 @@ class _Root:
             return
         self._shown = time.monotonic()
         progress.set(len(self.found.final) + sum(self.found.share.values()))
-        write_json(self._live, self.dispatcher.overview() | {"n_replicas": len(self.plan.names)})
+        with contextlib.suppress(EnvironmentProblem):  # a courtesy: the work itself reports a full disk
+            write_json(self._live, self.dispatcher.overview() | {"n_replicas": len(self.plan.names)})
 
     def close(self) -> tuple[str, Exception | None]:
         """Return why it stopped early (empty if it did not), and the problem if there was one."""

@@ -52,11 +52,21 @@ def as_text(rows: list[dict[str, Any]]) -> Iterator[str]:
         eta = f"{row['eta_s']:.0f} s left" if row["eta_s"] is not None and row["state"] == "running" else ""
         yield f"{row['stage']:10s} {row['state']:12s} {progress:>6s}  {row['rate']:24s} {eta:14s}{row['slurm']}".rstrip()
         details = [row["error"]] if row["error"] else []
+        details += _farm_lines(row["farm"]) if row["farm"] else []
         details += row["traceback"].rstrip().splitlines()[-_TRACEBACK_LINES:]
         details += row["log_end"]
         if row["log"] and (details or row["state"] in ("running", "failed", "cancelled")):
             details.append(f"log: {row['log']}")
         yield from (f"{'':10s} {line}" for line in details)
+
+
+def _farm_lines(farm: dict[str, Any]) -> list[str]:
+    counts = f"{farm['done']} of {farm['n_replicas']} replicas done, {farm['failed']} failed, {farm['begun']} begun"
+    lines = [f"{counts}; {farm['ns_per_day']:,.0f} ns/day by {farm['workers']} workers, busy {100 * farm['busy']:.0f} %"]
+    lines[0] += f" (the least {100 * farm['least_busy']:.0f} %)" if farm["workers"] > 1 else ""
+    lines += [f"no more work for {', '.join(farm['drained'])}: replicas failed there"] if farm["drained"] else []
+    lines += [f"stopped: {farm['stopping']}"] if farm["stopping"] else []
+    return lines + [f"last error: {error}" for error in farm["errors"][-2:]]
 
 
 def _jobs_of_stages(history: list[dict[str, Any]]) -> dict[str, list[SubmittedJob]]:

@@ -27,7 +27,7 @@ from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
-from hpc_molgen.workers import Stopwatch
+from hpc_molgen.workers import Stopwatch, available_cores
 
 PATIENCE_S = 900.0
 
@@ -177,13 +177,14 @@ def _record(
         target("simulated replicas a second through the ledger", ">= 2000", f"{simulated['per_s']:,.0f}", simulated["per_s"]),
         target("memory of rank 0 (GiB)", "<= 1", f"{simulated['root_gib']:.2f}", simulated["root_gib"]),
     ]
+    length_s = float(np.mean([one_round["two"]["wall_s"] for one_round in rounds]))
     answer = [
         target_sentence(targets, size),
-        f"A farm of {effort.n_replicas} replicas on two ranks, {np.mean([r['two']['wall_s'] for r in rounds]):.0f} s long, takes "
-        f"{_text(overhead['wall_s'])} % more wall time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in "
-        f"bare loops of OpenMM on two cores. Two ranks make {_text(gain)} times what one makes.",
+        f"A farm of {effort.n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {_text(overhead['wall_s'])} % more wall "
+        f"time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two cores. Two "
+        f"ranks make {_text(gain)} times what one makes.",
         f"{effort.n_simulated:,} replicas that do nothing pass the queue and the ledger of {SIMULATED_RANKS} ranks on "
-        f"{os.cpu_count()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {'once' if whole else 'NOT ONCE'}.",
+        f"{available_cores()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {'once' if whole else 'NOT ONCE'}.",
         "Ranks ask once in some seconds, so one dispatcher serves thousands of them: no hierarchy of dispatchers is built.",
     ]
     names = {"two": "farm, two MPI ranks", "one": "farm, one rank", "bare": "bare OpenMM loops, two processes"}
@@ -205,8 +206,8 @@ def _record(
         "results": {"rounds": rounds, "overhead_percent": overhead, "gain": gain, "simulated": simulated},
         "costs": costs.stages,
         "notes": [
-            "Loops alone are timed: imports, process start and the plan are outside in all three. Farms write trajectories with "
-            "observables, states and the ledger; bare loops compute the same frames and write nothing. ± is the standard "
+            "Loops alone are timed: imports, process start and the plan are outside in all three. Farms write trajectories "
+            "with observables, states and the ledger; bare loops compute the same frames and write nothing. ± is the standard "
             "deviation over rounds, in which the three run one after the other.",
             "One rank gets half of the replicas. The machine's clock and neighbours change within a round: the ratios in CPU "
             "seconds see less of that.",

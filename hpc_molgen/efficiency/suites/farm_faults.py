@@ -38,10 +38,11 @@ from hpc_molgen.systems.registry import load_system
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
 
 log = logging.getLogger(__name__)
-N_FAULTS = {"laptop": 200, "smoke": 6}
+N_FAULTS = {"laptop": 200, "smoke": 5}
 PATIENCE_S = 120.0
 MAX_LAUNCHES = 60
-FAULTS = ("kill a rank", "kill rank 0", "SIGTERM", "NaN", "truncated file", "disk full", "two starters")
+ENDING = ("kill a rank", "kill rank 0", "SIGTERM", "truncated file")
+FAULTS = (*ENDING, "NaN", "disk full", "two starters")
 MODES = ("mpi", "mpi batched", "processes", "shared")
 _POISONED = """
 import os
@@ -169,36 +170,39 @@ class _Torment:
         return [[*mpiexec(int(self.generator.integers(2, 4))), *farm] if self.mode.startswith("mpi") else farm]
 
     def _launch(self, fault: str) -> list[int]:
-        if fault == "NaN":
-            replica, attempt = int(self.generator.integers(self.n)), 1
-            self.poisoned.add(derive_seed(self.seed, "farm", replica, attempt))
-            self.tally.faults["NaN"] += 1
         if fault == "disk full":
             return self._with_a_full_disk()
+        if fault == "NaN":
+            self.poisoned.add(derive_seed(self.seed, "farm", int(self.generator.integers(self.n)), 1))
+            self.tally.faults["NaN"] += 1
         running = self._start()
-        if fault in ("none", "NaN"):
+        if fault == "two starters" and self._until_it_works(running):
+            self._start_another()
+        if fault == "none" or not self._until_it_works(running):
             return [self._wait(process) for process in running]
-        if not self._until_it_works(running) or self._ends_within(running, float(self.generator.exponential(0.7))):
+        ending = fault if fault in ENDING else str(self.generator.choice(ENDING))  # the others would let it run to its end
+        if self._ends_within(running, float(self.generator.exponential(0.7))):
             self.tally.n_late += 1
             return [self._wait(process) for process in running]
-        self.tally.faults[fault] += 1
-        if fault == "two starters":
-            second = subprocess.run(
-                self._lines()[0], capture_output=True, text=True, env=self._env(), timeout=PATIENCE_S, check=False
-            )
-            refused = second.returncode == 2 and "works on this run" in second.stderr
-            found_it_done = second.returncode == 0 and (self.out / "farm" / "done.json").is_file()
-            if not refused and not found_it_done:
-                self.tally.problems.append(f"{self.mode}: a second starter was not refused: {second.stderr[-300:]}")
-        elif fault == "SIGTERM":
+        self.tally.faults[ending] += 1
+        if ending == "SIGTERM":
             for process in running:
                 process.send_signal(signal.SIGTERM)
         else:
-            self._kill(running, root=fault == "kill rank 0")
+            self._kill(running, root=ending == "kill rank 0")
         codes = [self._wait(process) for process in running]
-        if fault == "truncated file":
+        if ending == "truncated file":
             self._truncate()
         return codes
+
+    def _start_another(self) -> None:
+        line, env = self._lines()[0], self._env()
+        second = subprocess.run(line, capture_output=True, text=True, env=env, timeout=PATIENCE_S, check=False)
+        self.tally.faults["two starters"] += 1
+        refused = second.returncode == 2 and "works on this run" in second.stderr
+        found_it_done = second.returncode == 0 and (self.out / "farm" / "done.json").is_file()
+        if not refused and not found_it_done:
+            self.tally.problems.append(f"{self.mode}: a second starter was not refused: {second.stderr[-300:]}")
 
     def _env(self) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "SLURM_", "OMPI_"))}
@@ -281,7 +285,7 @@ class _Torment:
         disk = self.folder / "disk"
         disk.mkdir(exist_ok=True)
         used = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file()) if self.out.is_dir() else 0
-        room = used + int(self.generator.integers(40_000, 400_000))
+        room = used + int(self.generator.integers(20_000, 200_000))
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4096 + 2**17}", "tmpfs", str(disk)], check=True)
         home = self.out
         try:
