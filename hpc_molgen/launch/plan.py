@@ -65,6 +65,7 @@ def _array(config: RunConfig, site: SiteConfig, stage: str) -> int:
     """Return how many jobs share a stage: as many as the site says, and no more than there is work for."""
     shards = math.ceil(config.sample.n_samples / config.sample.shard_size)
     items = {"reference": len(config.reference.trajectories) or config.reference.n_walkers, "sample": shards}
+    items["farm"] = config.farm.n_replicas
     return min(site.job(stage).array, items[stage])
 
 

@@ -16,7 +16,7 @@ from hpc_molgen.errors import InputError
 SITES = Path(__file__).resolve().parents[2] / "slurm" / "sites"
 FILL_IN = "FILL-IN"  # what the sites of this package leave to the user
 Stage = Literal["reference", "featurize", "train", "sample", "correct", "farm", "report"]
-ARRAYS = ("reference", "sample")
+ARRAYS = ("reference", "sample", "farm")
 
 
 class JobConfig(Model):
@@ -33,7 +33,7 @@ class JobConfig(Model):
     memory: str | None = Field(None, description="per node, as Slurm writes it: 16G")
     minutes: int = Field(60, ge=1, description="time limit; a job that needs longer goes back into the queue and goes on")
     warn_seconds: int = Field(120, ge=1, description="how long before the limit a job is told to save and leave")
-    array: int = Field(1, ge=1, description="number of jobs that share the walkers of reference, or the shards of sample")
+    array: int = Field(1, ge=1, description="number of jobs that share reference or sample; under stages also the farm")
     array_at_once: int | None = Field(None, ge=1, description="how many of them may run at a time")
     modules: tuple[str, ...] = Field((), description="environment modules to load")
     setup: tuple[str, ...] = Field((), description="shell lines before the stage")
@@ -99,6 +99,8 @@ class SiteConfig(JobConfig):
     def job(self, stage: str) -> JobConfig:
         """What the job of `stage` asks for."""
         of_site = {name: value for name, value in self if name in JobConfig.model_fields}
+        if stage == "farm":  # one MPI job does it better, unless somebody asks for several by name
+            of_site["array"] = 1
         overrides = {str(name): values for name, values in self.stages.items()}
         return JobConfig.model_validate(of_site | overrides.get(stage, {}))
 
@@ -111,7 +113,7 @@ class SiteConfig(JobConfig):
                 problems = explain(error, JobConfig, "").splitlines()[1:]
                 raise ValueError("\n  ".join(f"stages.{stage}: {problem.strip()}" for problem in problems)) from error
             if values.get("array", 1) > 1 and stage not in ARRAYS:
-                raise ValueError(f"stages.{stage}.array: only {' and '.join(ARRAYS)} can be arrays of jobs")
+                raise ValueError(f"stages.{stage}.array: only {', '.join(ARRAYS)} can be arrays of jobs")
         train = self.job("train")
         if 0 < train.n_gpus < train.tasks_per_node:
             raise ValueError(

@@ -123,7 +123,7 @@ def test_a_submission_from_inside_a_job_hands_nothing_of_it_on(monkeypatch: pyte
         ({"partion": "main"}, ["did you mean 'partition'?", "tasks_per_node"]),
         ({"stages": {"fram": {}}}, ["fram", "'farm'"]),
         ({"stages": {"farm": {"minute": 3}}}, ["stages.farm: minute: unknown key (did you mean 'minutes'?)"]),
-        ({"stages": {"train": {"array": 4}}}, ["only reference and sample can be arrays"]),
+        ({"stages": {"train": {"array": 4}}}, ["only reference, sample, farm can be arrays"]),
         ({"gpus_per_node": 2, "tasks_per_node": 4}, ["4 ranks on 2 GPU(s)", "tasks_per_node"]),
         ({"gpus_per_node": "a100"}, ["type:number as in a100:4"]),
         ({"minutes": 2, "warn_seconds": 120}, ["warn_seconds 120", "2 minute(s)"]),

@@ -167,7 +167,6 @@ def _record(
     overhead = {kind: spread(100 * (r["two"][kind] / r["bare"][kind] - 1) for r in rounds) for kind in ("wall_s", "cpu_s")}
     rate = {what: spread(r[what]["ns"] / r[what]["wall_s"] * 86400 for r in rounds) for what in ("one", "two", "bare")}
     gain = spread(r["two"]["ns"] / r["two"]["wall_s"] / (r["one"]["ns"] / r["one"]["wall_s"]) for r in rounds)
-    whole = simulated["distinct"] == simulated["records"] == effort.n_simulated
     targets = [
         target(
             "overhead over bare loops on two cores, wall (%)", "<= 3", _text(overhead["wall_s"]), overhead["wall_s"]["mean"]
@@ -177,14 +176,15 @@ def _record(
         target("simulated replicas a second through the ledger", ">= 2000", f"{simulated['per_s']:,.0f}", simulated["per_s"]),
         target("memory of rank 0 (GiB)", "<= 1", f"{simulated['root_gib']:.2f}", simulated["root_gib"]),
     ]
+    once = "once" if simulated["distinct"] == simulated["records"] == effort.n_simulated else "NOT ONCE"
     length_s = float(np.mean([one_round["two"]["wall_s"] for one_round in rounds]))
     answer = [
         target_sentence(targets, size),
-        f"A farm of {effort.n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {_text(overhead['wall_s'])} % more wall "
-        f"time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two cores. Two "
-        f"ranks make {_text(gain)} times what one makes.",
+        f"A farm of {effort.n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {_text(overhead['wall_s'])} % more "
+        f"wall time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two "
+        f"cores. Two ranks make {_text(gain)} times what one makes.",
         f"{effort.n_simulated:,} replicas that do nothing pass the queue and the ledger of {SIMULATED_RANKS} ranks on "
-        f"{available_cores()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {'once' if whole else 'NOT ONCE'}.",
+        f"{available_cores()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {once}.",
         "Ranks ask once in some seconds, so one dispatcher serves thousands of them: no hierarchy of dispatchers is built.",
     ]
     names = {"two": "farm, two MPI ranks", "one": "farm, one rank", "bare": "bare OpenMM loops, two processes"}

@@ -40,6 +40,7 @@ from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
 log = logging.getLogger(__name__)
 N_FAULTS = {"laptop": 200, "smoke": 5}
 PATIENCE_S = 120.0
+_MARK = "HPC_MOLGEN_TORMENTED"
 MAX_LAUNCHES = 60
 ENDING = ("kill a rank", "kill rank 0", "SIGTERM", "truncated file")
 FAULTS = (*ENDING, "NaN", "disk full", "two starters")
@@ -206,7 +207,8 @@ class _Torment:
 
     def _env(self) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "SLURM_", "OMPI_"))}
-        return plain | {"POISONED_SEEDS": " ".join(map(str, self.poisoned)), "OMP_NUM_THREADS": "1"}
+        poisoned = " ".join(map(str, self.poisoned))
+        return plain | {"POISONED_SEEDS": poisoned, "OMP_NUM_THREADS": "1", _MARK: str(self.folder)}
 
     def _start(self) -> list[subprocess.Popen[str]]:
         log_file = open(self.folder / "log", "a")  # noqa: SIM115 (the processes write it)
@@ -219,15 +221,18 @@ class _Torment:
             code = process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.tally.problems.append(f"{self.mode}: still running {PATIENCE_S:g} s after the fault")
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             code = process.wait()
-        for _ in range(600):  # ranks whose launcher is gone
-            if not _group(process.pid):
-                return code
+        if self.mode == "shared":  # the other job is alive, and in its right
+            return code
+        while time.monotonic() - started < PATIENCE_S and _marked(str(self.folder)):  # ranks whose launcher is gone
             time.sleep(0.1)
-        self.tally.problems.append(f"{self.mode}: survivors {time.monotonic() - started:.0f} s after the end of the launcher")
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        survivors = _marked(str(self.folder))
+        if survivors:
+            self.tally.problems.append(f"{self.mode}: survivors {time.monotonic() - started:.0f} s after the launcher's end")
+        for pid in survivors:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return code
 
     def _until_it_works(self, running: list[subprocess.Popen[str]]) -> bool:
@@ -256,17 +261,16 @@ class _Torment:
 
     def _kill(self, running: list[subprocess.Popen[str]], *, root: bool) -> None:
         """Kill one rank, one worker process, or one job of several; the root is the first rank, or the parent."""
-        process = running[int(self.generator.integers(len(running)))]
-        workers = [pid for pid in _group(process.pid) if b"hpc_molgen" in _command(pid) and b"mpiexec" not in _command(pid)]
-        children = [pid for pid in _group(process.pid) if b"multiprocessing.spawn" in _command(pid)]
+        marked = _marked(str(self.folder))
         if self.mode.startswith("mpi"):
-            ranks = sorted((_rank(pid), pid) for pid in workers if _rank(pid) >= 0)
-            victims = [pid for rank, pid in ranks if (rank == 0) == root]
+            victims = [pid for pid in marked if _rank(pid) >= 0 and (_rank(pid) == 0) == root]
         else:
-            victims = [process.pid] if root or not children else children
-        if victims:
-            with suppress(ProcessLookupError):
-                os.kill(int(self.generator.choice(victims)), signal.SIGKILL)
+            children = [pid for pid in marked if b"multiprocessing.spawn" in _command(pid)]
+            victims = [process.pid for process in running] if root or not children else children
+        if not victims:
+            self.tally.problems.append(f"{self.mode}: there was nobody to kill")
+        with suppress(ProcessLookupError):
+            os.kill(int(self.generator.choice(victims)), signal.SIGKILL)
 
     def _truncate(self) -> None:
         """Cut a file of the farm somewhere: a trajectory, a state, the ledger."""
@@ -387,13 +391,13 @@ def _mounts() -> bool:
         return done.returncode == 0
 
 
-def _group(leader: int) -> list[int]:
-    """Processes of a session, from /proc."""
+def _marked(mark: str) -> list[int]:
+    """Processes with this mark in their environment: a launcher's ranks may have sessions and parents of their own."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader and fields[0] != "Z":
+        with suppress(OSError, IndexError):
+            is_zombie = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if not is_zombie and f"{_MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
                 found.append(int(path.name))
     return found
 
