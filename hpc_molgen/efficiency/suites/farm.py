@@ -85,25 +85,20 @@ def _run(what: str, folder: Path, starts: Path, system: MolecularSystem, effort:
     n_ranks = 2 if what == "two" else 1
     config = _config(starts, effort, effort.n_replicas * n_ranks // 2, seed)  # one rank gets half of the work
     (folder / "config.yaml").write_text(dump_config(config))
-    _command(
-        [
-            *mpiexec(n_ranks),
-            sys.executable,
-            "-m",
-            "hpc_molgen",
-            "farm",
-            str(folder / "config.yaml"),
-            "--out",
-            str(folder / "run"),
-        ]
-    )
+    line = [*mpiexec(n_ranks), sys.executable, "-m", "hpc_molgen", "farm", str(folder / "config.yaml")]
+    _command([*line, "--out", str(folder / "run")], n_ranks)
     details = json.loads((folder / "run" / "farm" / "done.json").read_text())["details"]
     return {"wall_s": details["loop_s"], "cpu_s": details["loop_cpu_s"], "ns": details["simulated_ns"]}
 
 
-def _command(line: list[str]) -> None:
+def _command(line: list[str], n_cores: int = 2) -> None:
+    """Run a program on the first cores: a single rank that has more of them would start processes there."""
+    cores = set(sorted(os.sched_getaffinity(0))[:n_cores])
     env = os.environ | {"OMP_NUM_THREADS": "1", "HPC_MOLGEN_LOG": "WARNING"}
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env)
+    ended = subprocess.run(
+        line, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )  # fmt: skip
     if ended.returncode:
         raise EnvironmentProblem(f"{' '.join(line)} ended with {ended.returncode}: {ended.stderr[-500:]}")
 

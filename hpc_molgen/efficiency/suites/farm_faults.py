@@ -269,6 +269,7 @@ class _Torment:
             victims = [process.pid for process in running] if root or not children else children
         if not victims:
             self.tally.problems.append(f"{self.mode}: there was nobody to kill")
+            return
         with suppress(ProcessLookupError):
             os.kill(int(self.generator.choice(victims)), signal.SIGKILL)
 
