@@ -27,6 +27,7 @@ import numpy as np
 from hpc_molgen.config import RunConfig, SystemConfig, dump_config
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.errors import InputError
 from hpc_molgen.farm import ledger
 from hpc_molgen.farm.plan import Task
 from hpc_molgen.farm.replica import Job, replica_path, run_task
@@ -277,7 +278,7 @@ class _Torment:
         """Cut a file of the farm somewhere: a trajectory, a state, the ledger."""
         farm = self.out / "farm"
         files = sorted([*farm.glob("replica-*.h5"), *farm.glob("state/*.npz"), *farm.glob("ledger-*.jsonl")])
-        if files:
+        if files and not (farm / "done.json").is_file():  # what is finished is not looked at again
             path = files[int(self.generator.integers(len(files)))]
             os.truncate(path, int(self.generator.integers(path.stat().st_size + 1)))
             if path.suffix == ".h5":
@@ -372,9 +373,13 @@ class _Torment:
                 task = Task(some[0], some, tuple(names[replica] for replica in some), (0.0,) * len(some), attempt)
                 run_task(task, self.job, lambda _: False)
         for replica in sorted(replica for replicas in attempts.values() for replica in replicas):
-            first, second = (
-                read_ensemble(replica_path(at, replica), self.system) for at in (self.out / "farm", self.job.folder)
-            )
+            try:
+                first, second = (
+                    read_ensemble(replica_path(at, replica), self.system) for at in (self.out / "farm", self.job.folder)
+                )
+            except InputError as error:
+                self.tally.problems.append(f"{self.mode}: replica {replica}: {error}")
+                continue
             same = np.array_equal(first.positions_nm, second.positions_nm)
             if not same or not np.array_equal(first.reduced_energy, second.reduced_energy):
                 self.tally.problems.append(f"{self.mode}: replica {replica} differs from the undisturbed one")
