@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_molgen.efficiency import cost_tables, tables
 from hpc_molgen.efficiency.evidence import N_BLOCKS
+from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
 from hpc_molgen.efficiency.tables import Table, number, share
 from hpc_molgen.efficiency.verdict import interval_text
 
@@ -299,5 +300,9 @@ def _farm(run: Run, results: Results) -> Section | None:
             f"frames.{bias}"
         )))  # fmt: skip
     failed = [[str(r["replica"]), r["pdb"], str(r["attempts"]), r["error"]] for r in farm.records if r["state"] != "done"]
-    shown = (Table("Failed replicas", ("replica", "structure", "attempts", "error"), failed, "", (0, 1, 3)),) if failed else ()
-    return Section("Farm", tuple(text), tuple(pictures), shown)
+    shown = [Table("Failed replicas", ("replica", "structure", "attempts", "error"), failed, "", (0, 1, 3))] if failed else []
+    findings = results.findings
+    if FARM_PLAIN in findings.basins:
+        reference = results.evidence.held_out.label
+        shown.insert(0, tables.farm_populations(findings, (FARM_PLAIN, FARM_WEIGHTED), reference))
+    return Section("Farm", tuple(text), tuple(pictures), tuple(shown))

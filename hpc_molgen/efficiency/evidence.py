@@ -136,8 +136,9 @@ class Farm:
     Attributes
     ----------
     replica : np.ndarray, shape=(n,)
-    time_ps, energy_kj_mol, rmsd_nm : np.ndarray, shape=(n,)
-        RMSD of the heavy atoms to the structure that the replica started from, after superposition.
+    time_ps, energy_kj_mol, rmsd_nm, log_weight : np.ndarray, shape=(n,)
+        RMSD of the heavy atoms to the structure that the replica started from, after superposition. The weight of a frame is
+        that structure's.
     torsions_rad, rotatable_rad : np.ndarray, shape=(n, n_named), (n, n_rotatable)
     details : dict
         Figures of the stage.
@@ -149,6 +150,7 @@ class Farm:
     time_ps: np.ndarray
     energy_kj_mol: np.ndarray
     rmsd_nm: np.ndarray
+    log_weight: np.ndarray
     torsions_rad: np.ndarray
     rotatable_rad: np.ndarray
     details: dict[str, Any]
@@ -269,22 +271,25 @@ def read_farm(run: Run, torsions: Torsions) -> Farm | None:
     """Read the finished replicas, or return None when the farm has not run."""
     import mdtraj
 
+    from hpc_molgen.farm.plan import read_start, starts_folder
+
     if not run.path("farm", "done.json").is_file():
         return None
     records = _read_lines(run.path("farm", "manifest.jsonl"))
     topology = run.system.topology
     heavy = [atom.index for atom in topology.atoms if atom.element is not None and atom.element.symbol != "H"]
-    names = ("replica", "time_ps", "energy_kj_mol", "rmsd_nm", "torsions_rad", "rotatable_rad")
+    names = ("replica", "time_ps", "energy_kj_mol", "rmsd_nm", "log_weight", "torsions_rad", "rotatable_rad")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for record in records:
         path = run.path("farm", f"replica-{record['replica']:05d}.h5")
         if record["state"] != "done" or not path.is_file():
             continue
         frames = read_ensemble(path, run.system)
-        start = read_pdb_positions(run.path("correct", "pdb", record["pdb"]), run.system)
+        start = read_start(starts_folder(run), record["pdb"], run.system)
         moving = mdtraj.Trajectory(frames.positions_nm, topology)
         parts["replica"].append(np.full(len(frames), record["replica"]))
         parts["time_ps"].append(frames.time_ps)
+        parts["log_weight"].append(frames.log_weight)
         parts["energy_kj_mol"].append(frames.reduced_energy * run.system.kt_kj_mol)
         parts["rmsd_nm"].append(mdtraj.rmsd(moving, mdtraj.Trajectory(start[None], topology), atom_indices=heavy))
         parts["torsions_rad"].append(_angles(frames.positions_nm, torsions.quads))

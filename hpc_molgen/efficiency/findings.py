@@ -10,6 +10,7 @@ import numpy as np
 from hpc_molgen.analysis import divergence, free_energy, kinetics
 from hpc_molgen.analysis.free_energy import BASINS, Estimate, Profile
 from hpc_molgen.efficiency.evidence import Conformations, Evidence
+from hpc_molgen.reweighting import normalised_weights
 from hpc_molgen.seeding import numpy_generator
 
 THINNINGS = 5
@@ -61,6 +62,9 @@ class EnergySummary:
     mean: float
     spread: float
     wasserstein: float
+
+
+FARM_PLAIN, FARM_WEIGHTED = "farm, unweighted", "farm, weighted"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,11 @@ def analyse(evidence: Evidence, kt_kj_mol: float, n_replicates: int, seed: int) 
     farm_passages = 0
     if farm is not None and evidence.torsions.names:
         farm_passages = kinetics.core_passages(farm.torsions_rad[:, 0], farm.replica)
+        if evidence.torsions.is_backbone:
+            for label, log_weight in ((FARM_PLAIN, np.zeros(len(farm.replica))), (FARM_WEIGHTED, farm.log_weight)):
+                phi, psi = farm.torsions_rad[:, 0], farm.torsions_rad[:, 1]
+                weights, generator = normalised_weights(log_weight), numpy_generator(seed, "report", label)
+                basins[label] = free_energy.basin_populations(phi, psi, weights, farm.replica, n_replicates, generator)
     divergences, controls = _divergences(evidence, generated, seed)
     return Findings(
         delta_f=delta_f,

@@ -124,6 +124,17 @@ def populations(evidence: Evidence, findings: Findings) -> Table:
     return Table("Populations of the basins / %", ("basin", *names), rows, note)
 
 
+def farm_populations(findings: Findings, farm_labels: tuple[str, ...], reference: str) -> Table:
+    """Populations of the named basins in the frames of the farm, beside those of the reference."""
+    names = (reference, *farm_labels)
+    rows = [[basin, *(share_interval(findings.basins[name][basin]) for name in names)] for basin in BASINS]
+    note = (
+        "Percent, 95 % intervals (bootstrap over replicas). Weighted: a frame counts as the structure that its replica started "
+        "from; structures drawn by weight count the same. The farm relaxes within basins; it does not cross between slow ones."
+    )
+    return Table("Basins of the farm / %", ("basin", *names), rows, note)
+
+
 def divergences(rows: list[Divergence], title: str, note: str) -> Table:
     """Divergences with the noise floor at equal size."""
     sizes = ("n (ESS)", "D all / nats", "distance √D", "size compared", "D at that size", "noise floor", "ratio")

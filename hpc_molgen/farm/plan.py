@@ -128,16 +128,19 @@ def _engine(run: Run, n: int) -> tuple[str, int]:
     return platform, copies_per_batch(run.system) if platform == BATCHED else 1
 
 
+def starts_folder(run: Run) -> Path:
+    """Where the starts of a run's farm lie: a folder of PDB files, or the file of an ensemble."""
+    return run.path("correct", "pdb") if run.config.farm.starts is None else Path(run.config.farm.starts)
+
+
 def _starts(run: Run) -> tuple[Path, list[str], list[float]]:
     """Return where the starts lie, their names, and their log-weights."""
+    place = starts_folder(run)
     if run.config.farm.starts is None:
-        rows = read_manifest(run.path("correct", "pdb"), run.system)
-        folder = run.path("correct", "pdb")
-        found = folder, [str(row["file"]) for row in rows], [float(np.log(float(str(row["weight"])))) for row in rows]
-    elif Path(run.config.farm.starts).is_dir():
-        found = _folder(Path(run.config.farm.starts))
+        rows = read_manifest(place, run.system)
+        found = place, [str(row["file"]) for row in rows], [float(np.log(float(str(row["weight"])))) for row in rows]
     else:
-        found = _ensemble(Path(run.config.farm.starts), run.system)
+        found = _folder(place) if place.is_dir() else _ensemble(place, run.system)
     if not found[1]:
         raise InputError(f"{found[0]}: there is no structure to start from")
     return found

@@ -18,11 +18,12 @@ from hpc_molgen.config import FarmConfig
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.ensemble import read_attributes, read_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
-from hpc_molgen.farm import boxes, copies, replica
+from hpc_molgen.farm import boxes, copies, pack
+from hpc_molgen.farm.job import Job
 from hpc_molgen.farm.observables import make_observables
-from hpc_molgen.farm.plan import Task
+from hpc_molgen.farm.plan import Task, read_start
 from hpc_molgen.farm.protocol import make_protocol
-from hpc_molgen.farm.replica import Job, run_task
+from hpc_molgen.farm.replica import run_task
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
@@ -87,14 +88,12 @@ def test_at_once_and_one_by_one_are_the_same(alanine: MolecularSystem, tmp_path:
 def test_a_stopped_replica_goes_on_with_the_same_bits(
     alanine: MolecularSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(replica, "segment_steps", lambda *_: 25)
+    monkeypatch.setattr(pack, "segment_steps", lambda *_: 25)
     members = (0, 1, 2) if platform == "batched" else (1,)
     whole, cut = (make_job(alanine, tmp_path / name, platform, **settings, chunk_s=1e-9) for name in "ab")
     if whole.config.solvent == "tip3p":  # where waters lie is part of the start
         (tmp_path / "a" / "boxes").mkdir()
-        boxes.boxed(
-            alanine, replica.read_start(whole.starts, "structure-1.pdb", alanine), whole.config, tmp_path / "a" / "boxes"
-        )
+        boxes.boxed(alanine, read_start(whole.starts, "structure-1.pdb", alanine), whole.config, tmp_path / "a" / "boxes")
         (tmp_path / "b" / "boxes").symlink_to(tmp_path / "a" / "boxes")
     assert states(run_task(make_task(*members), whole, never)) == ["done"] * len(members)
     stops = 0
@@ -114,7 +113,7 @@ def test_a_stopped_replica_goes_on_with_the_same_bits(
 def test_a_damaged_state_falls_back_to_the_older_one(
     alanine: MolecularSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(replica, "segment_steps", lambda *_: 25)
+    monkeypatch.setattr(pack, "segment_steps", lambda *_: 25)
     whole, cut = (make_job(alanine, tmp_path / name, "Reference", chunk_s=1e-9) for name in "ab")
     run_task(make_task(2), whole, never)
     for damage in (lambda data: data[: len(data) // 2], lambda data: data[:200] + b"\0" * 64 + data[264:], lambda _: b""):
@@ -131,7 +130,7 @@ def test_a_damaged_state_falls_back_to_the_older_one(
 def test_a_state_ahead_of_its_trajectory_is_not_believed(
     alanine: MolecularSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica, "segment_steps", lambda *_: 25)
+    monkeypatch.setattr(pack, "segment_steps", lambda *_: 25)
     whole, cut = (make_job(alanine, tmp_path / name, chunk_s=1e-9) for name in "ab")
     run_task(make_task(0, 1), whole, never)
     run_task(make_task(0, 1), cut, at(18))
@@ -143,7 +142,7 @@ def test_a_state_ahead_of_its_trajectory_is_not_believed(
 
 
 def test_a_signal_keeps_what_was_finished(alanine: MolecularSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "segment_steps", lambda *_: 25)
+    monkeypatch.setattr(pack, "segment_steps", lambda *_: 25)
     monkeypatch.setattr(interrupts, "_came", None)
     whole, cut = (make_job(alanine, tmp_path / name, "Reference") for name in "ab")
     run_task(make_task(3), whole, never)
@@ -181,7 +180,7 @@ def test_a_damaged_structure_is_a_record(alanine: MolecularSystem, tmp_path: Pat
 def test_a_replica_that_blows_up_leaves_a_dump_and_the_others_alone(
     alanine: MolecularSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
 ) -> None:
-    monkeypatch.setattr(replica, "segment_steps", lambda *_: 25)
+    monkeypatch.setattr(pack, "segment_steps", lambda *_: 25)
     job = make_job(alanine, tmp_path, platform)
     kind = copies.BatchedCopies if platform == "batched" else copies.OpenMMCopy
     whole, seeds = kind.run, []
@@ -220,7 +219,7 @@ def test_a_full_disk_concerns_all(alanine: MolecularSystem, tmp_path: Path, monk
         raise EnvironmentProblem("replica: cannot be written (No space left on device)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(replica, "write_ensemble", full)
+        patch.setattr(pack, "write_ensemble", full)
         with pytest.raises(EnvironmentProblem, match="No space"):
             run_task(make_task(0), job, never)
     assert states(run_task(make_task(0), job, never)) == ["done"]
@@ -246,10 +245,10 @@ def test_a_protocol_has_its_lengths_and_its_conditions() -> None:
 
 def test_restraints_hold_and_let_go(alanine: MolecularSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While held, an atom's mean square distance is at most that of three springs alone, 3 kT / k."""
-    monkeypatch.setattr(replica, "segment_steps", lambda *_: 500)
+    monkeypatch.setattr(pack, "segment_steps", lambda *_: 500)
     spring = 20_000.0
     job = make_job(alanine, tmp_path, "Reference", restraint_kj_mol_nm2=spring, constant_volume_ps=20, equilibration_ps=2)
-    start = replica.read_start(job.starts, "structure-1.pdb", alanine)
+    start = read_start(job.starts, "structure-1.pdb", alanine)
     copy = copies.OpenMMCopy(alanine, 22, job.config, "Reference", seed=5)
     copy.place(start)
     copy.minimise(300.0)

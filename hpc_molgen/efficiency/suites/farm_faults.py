@@ -29,8 +29,9 @@ from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.farm import ledger
+from hpc_molgen.farm.job import Job, replica_path
 from hpc_molgen.farm.plan import Task
-from hpc_molgen.farm.replica import Job, replica_path, run_task
+from hpc_molgen.farm.replica import run_task
 from hpc_molgen.mpi_ranks import mpiexec
 from hpc_molgen.seeding import derive_seed, numpy_generator
 from hpc_molgen.structures import pdb_text
