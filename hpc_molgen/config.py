@@ -178,6 +178,7 @@ class FarmConfig(Model):
         ("rmsd", "rg"), description="of every frame: rmsd, rg, q, torsions (phi, psi, chi1); energy and temperature always"
     )
     platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
+    per_gpu: int = Field(1, ge=1, description="processes that share a GPU where there is no MPI: small systems want several")
     chunk_s: float = Field(20.0, gt=0, description="seconds between two records of a replica: what a kill can cost")
     minutes: float | None = Field(
         None, gt=0, description="stop before this time is over, to go on later (Slurm's limit is known)"

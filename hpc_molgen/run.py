@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # settings of how a stage runs that do not change what it computes
 _HEADER = "# a run of hpc-molgen: the resolved configuration\n"
-_HOW = {"checkpoint_every_s", "device", "log_every", "threads", "accumulate", "compile", "chunk_s", "minutes"}
+_HOW = {"checkpoint_every_s", "device", "log_every", "threads", "accumulate", "compile", "chunk_s", "minutes", "per_gpu"}
 
 
 class Run:

@@ -223,7 +223,9 @@ class Pack:
         functions = make_observables(job.config.observables, job.system, self.starts[replica])
         series |= {name: (np.asarray(function(positions)), unit) for name, (function, unit) in functions.items()}
         attributes = self._attributes(copies, row, self.frames + n, over)
-        if self.frames and path.is_file():
+        if self.frames and not path.is_file():
+            raise EnvironmentProblem(f"{path}: was removed while the replica was running; the same command makes it again")
+        if self.frames:
             arrays = {name: getattr(ensemble, name) for name in _OWN} | {name: column for name, (column, _) in series.items()}
             arrays |= {"coordinates": positions, "time": ensemble.time_ps}
             trajectory.append(path, self.frames, arrays, attributes)

@@ -41,10 +41,13 @@ class Work:
         A module's function, such as `replica.run_task`.
     job : object
         Given to it with every task.
+    at_once : int, optional
+        No more processes than this on one machine.
     """
 
     run_task: RunTask
     job: Any
+    at_once: int | None = None
 
 
 def work_through(ask: Ask, work: Work) -> None:
@@ -104,7 +107,7 @@ def run_farm(workers: Workers, n_tasks: int, dispatcher: Dispatcher | None, work
     if workers.comm is not None and not workers.is_torchrun:
         _run_mpi(workers.comm, dispatcher, work, tick)
     elif dispatcher is not None:
-        n_processes = min(n_workers(workers), n_tasks)
+        n_processes = min(n_workers(workers), n_tasks, work.at_once or n_tasks)
         if n_processes > 1:
             _Processes(dispatcher, work, n_processes, tick).run()
         else:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_molgen import interrupts
+from hpc_molgen.config import FarmConfig
+from hpc_molgen.dynamics.engine import GPU_PLATFORMS, n_visible_gpus
 from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
 from hpc_molgen.farm import ledger
 from hpc_molgen.farm.dispatcher import Dispatcher
@@ -57,7 +59,8 @@ def run_replicas(run: Run) -> dict[str, Any]:
         dispatcher = root.dispatcher if root else None
         n_tasks = workers.from_root(lambda: root.n_tasks if root else 0)
         watch, cpu = Stopwatch(), cpu_seconds()
-        run_farm(workers, n_tasks, dispatcher, Work(run_task, job), lambda: root.show(progress) if root else None)
+        work = Work(run_task, job, _at_once(plan, run.config.farm))
+        run_farm(workers, n_tasks, dispatcher, work, lambda: root.show(progress) if root else None)
         loop = {"loop_s": watch.wall_s, "loop_cpu_s": sum(workers.gather(cpu_seconds() - cpu))}
     outcome = workers.from_root(lambda: root.close() if root else ("", None))
     reason, problem = outcome
@@ -68,6 +71,11 @@ def run_replicas(run: Run) -> dict[str, Any]:
     if workers.share[1] > 1:
         raise ShareDone
     return workers.from_root(lambda: _figures(folder, plan) if root else {}) | loop
+
+
+def _at_once(plan: Plan, config: FarmConfig) -> int | None:
+    """How many processes of one machine are of use: as many as its GPUs take, where they compute."""
+    return n_visible_gpus() * config.per_gpu if plan.platform in GPU_PLATFORMS else None
 
 
 class _Root:
@@ -93,7 +101,10 @@ class _Root:
             self._more if self.leases else lambda: None,
         )  # fmt: skip
         self._live = self.folder / ("live.json" if of == 1 else f"live-{number:05d}.json")
-        self._shown, self._began = 0.0, time.monotonic()
+        self._shown = 0.0
+        if of == 1:  # what jobs that shared this farm have left
+            for path in self.folder.glob("live-*.json"):
+                path.unlink(missing_ok=True)
 
     def _more(self) -> list[Task] | None:
         """Return the tasks of another block."""
