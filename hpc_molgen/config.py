@@ -155,6 +155,11 @@ class FarmConfig(Model):
         None, description="a folder of PDB files (weights.csv: lines file,weight) or an ensemble .h5; None: those of 'correct'"
     )
     n_replicas: int = Field(20, ge=1, description="how many of the structures are run, spread evenly over them")
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="as many replicas again in each further round, from frames where the weighted estimate is least certain",
+    )
     minimise_iterations: int = Field(1000, ge=0)
     solvent: Literal["same", "tip3p"] = Field("same", description="'same': the energy function of the run; 'tip3p': explicit")
     box_nm: float = Field(3.0, gt=0)

@@ -285,7 +285,7 @@ def read_farm(run: Run, torsions: Torsions) -> Farm | None:
         if record["state"] != "done" or not path.is_file():
             continue
         frames = read_ensemble(path, run.system)
-        start = read_start(starts_folder(run), record["pdb"], run.system)
+        start = read_start(starts_folder(run), record["pdb"], run.system, run.path("farm"))
         moving = mdtraj.Trajectory(frames.positions_nm, topology)
         parts["replica"].append(np.full(len(frames), record["replica"]))
         parts["time_ps"].append(frames.time_ps)

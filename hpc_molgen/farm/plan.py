@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -18,6 +20,9 @@ from hpc_molgen.systems.base import MolecularSystem
 if TYPE_CHECKING:
     from hpc_molgen.farm.ledger import Standing
     from hpc_molgen.run import Run
+
+
+_FRAME = re.compile(r"(replica-\d+\.h5) frame (\d+)")
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,11 @@ class Plan:
         return tasks
 
 
-def make_plan(run: Run) -> Plan:
-    """Return the plan of a farm: the one that an earlier attempt kept, or a new one.
+def make_plan(run: Run, n_rounds: int = 1) -> Plan:
+    """Return the plan of a farm's first rounds: the one that an earlier attempt kept, or a new one.
 
-    `farm.n_replicas` starts are spread evenly over those that there are. The plan does not depend on the number of workers.
+    `farm.n_replicas` starts are spread evenly over those that there are; those of further rounds are chosen when the rounds
+    before have ended. The plan does not depend on the number of workers.
 
     Raises
     ------
@@ -111,7 +117,28 @@ def make_plan(run: Run) -> Plan:
     else:
         platform, size = _engine(run, n)
         write_json(path, {"platform": platform, "pack_size": size, "n_replicas": n, "starts": str(starts)})
-    return Plan(platform, size, starts, [names[index] for index in chosen], [log_weights[index] for index in chosen])
+    names, log_weights = [names[index] for index in chosen], [log_weights[index] for index in chosen]
+    for number in range(2, n_rounds + 1):
+        further = _further(run, number, log_weights, n)
+        names, log_weights = names + further["names"], log_weights + further["log_weights"]
+    return Plan(platform, size, starts, names, log_weights)
+
+
+def _further(run: Run, number: int, log_weights: list[float], n: int) -> dict[str, Any]:
+    """Return the starts of round `number`, chosen once and kept."""
+    from hpc_molgen.farm import adaptive, ledger
+
+    path = run.path("farm", f"round-{number}.json")
+    if not path.is_file():
+        found = ledger.standing(path.parent)
+        done = {replica for replica, line in found.final.items() if json.loads(line)["state"] == "done"}
+        rounds = [
+            {replica: log_weights[replica] for replica in range(start, start + n) if replica in done}
+            for start in range(0, len(log_weights), n)
+        ]
+        write_json(path, adaptive.next_starts(run.system, path.parent, rounds, n, run.config.seed))
+    kept: dict[str, Any] = read_json(path)
+    return kept
 
 
 def _engine(run: Run, n: int) -> tuple[str, int]:
@@ -173,19 +200,21 @@ def _ensemble(path: Path, system: MolecularSystem) -> tuple[Path, list[str], lis
     return path, [f"frame {row}" for row in range(len(log_weights))], log_weights.tolist()
 
 
-def read_start(starts: Path, name: str, system: MolecularSystem) -> np.ndarray:
-    """Return positions_nm (n_atoms, 3) of one start.
+def read_start(starts: Path, name: str, system: MolecularSystem, folder: Path) -> np.ndarray:
+    """Return positions_nm (n_atoms, 3) of one start; those of further rounds are frames of replicas in the farm's `folder`.
 
     Raises
     ------
     InputError
         When it cannot be read or is not of this molecule.
     """
-    if starts.is_dir():
+    further = _FRAME.fullmatch(name)
+    if further is None and starts.is_dir():
         return read_pdb_positions(starts / name, system)
+    path, row = (folder / further[1], further[2]) if further else (starts, name.removeprefix("frame "))
     try:
-        with h5py.File(starts, "r") as file:
-            positions: np.ndarray = file["coordinates"][int(name.removeprefix("frame "))].astype(np.float64)
+        with h5py.File(path, "r") as file:
+            positions: np.ndarray = file["coordinates"][int(row)].astype(np.float64)
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{starts}, {name}: cannot be read ({error})") from error
+        raise InputError(f"{path}, {name}: cannot be read ({error})") from error
     return positions

@@ -37,7 +37,7 @@ def run_task(task: Task, job: Job, report: Report) -> list[dict[str, Any]]:
         found = finished(job, replica, name, log_weight)
         if found is None:
             try:
-                starts[replica] = read_start(job.starts, name, job.system)
+                starts[replica] = read_start(job.starts, name, job.system, job.folder)
                 continue
             except InputError as problem:
                 found = failed(replica, name, str(problem), task.attempt)

@@ -47,12 +47,26 @@ def run_replicas(run: Run) -> dict[str, Any]:
     ShareDone
         When this job was one of several that share the farm, and nothing is left that nobody works on.
     """
-    folder, workers = run.path("farm"), run.workers
-    plan = workers.from_root(lambda: make_plan(run))
+    config, workers = run.config.farm, run.workers
+    if config.rounds > 1 and workers.share[1] > 1:
+        raise InputError("jobs that share a farm (--share, an array) cannot run several rounds: set farm.rounds 1")
+    loop = {"loop_s": 0.0, "loop_cpu_s": 0.0}
+    for number in range(1, config.rounds + 1):
+        plan = workers.from_root(lambda number=number: make_plan(run, number))  # type: ignore[misc]
+        spent = _run_round(run, plan)
+        loop = {name: loop[name] + spent[name] for name in loop}
+    if workers.share[1] > 1:
+        raise ShareDone
+    return workers.from_root(lambda: _figures(run.path("farm"), plan)) | loop
+
+
+def _run_round(run: Run, plan: Plan) -> dict[str, float]:
+    """Run what is not finished of a plan; return wall seconds, and CPU seconds of all ranks."""
+    workers = run.workers
     make_observables(run.config.farm.observables, run.system, run.system.positions_nm)  # a wrong name ends it here
     root = _Root(run, plan) if workers.is_root else None
     lease = workers.from_root(lambda: root.lease if root else None)
-    job = Job(run.system, run.config.farm, run.config.seed, plan.platform, plan.starts, folder, lease)
+    job = Job(run.system, run.config.farm, run.config.seed, plan.platform, plan.starts, run.path("farm"), lease)
     with run.progress("farm", len(plan.names), "replicas") as progress:
         if root is not None:
             root.show(progress)
@@ -61,16 +75,13 @@ def run_replicas(run: Run) -> dict[str, Any]:
         watch, cpu = Stopwatch(), cpu_seconds()
         work = Work(run_task, job, _at_once(plan, run.config.farm))
         run_farm(workers, n_tasks, dispatcher, work, lambda: root.show(progress) if root else None)
-        loop = {"loop_s": watch.wall_s, "loop_cpu_s": sum(workers.gather(cpu_seconds() - cpu))}
-    outcome = workers.from_root(lambda: root.close() if root else ("", None))
-    reason, problem = outcome
+        spent = {"loop_s": watch.wall_s, "loop_cpu_s": sum(workers.gather(cpu_seconds() - cpu))}
+    reason, problem = workers.from_root(lambda: root.close() if root else ("", None))
     if problem is not None:
         raise problem
     if reason:
         raise Interrupted(f"the farm stopped ({reason}); the same command goes on where it was")
-    if workers.share[1] > 1:
-        raise ShareDone
-    return workers.from_root(lambda: _figures(folder, plan) if root else {}) | loop
+    return spent
 
 
 def _at_once(plan: Plan, config: FarmConfig) -> int | None:

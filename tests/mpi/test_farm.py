@@ -140,6 +140,31 @@ def test_an_ensemble_with_weights(alanine: MolecularSystem, command: CommandLine
     assert sorted(ledger.standing(out / "farm").final) == list(range(5))
 
 
+def test_further_rounds(alanine: MolecularSystem, command: CommandLine, starts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["farm", "tiny", "--starts", str(starts), "--out", str(out)]
+    refused = command(*arguments, "--share", "0/2", *settings(rounds=3))
+    assert refused.returncode == 2 and "cannot run several rounds" in refused.stderr
+    ended = command(*arguments, *settings(rounds=3, platform="batched", production_ps=8))
+    assert ended.returncode == 0, ended.stderr
+    assert "18 of 18 replicas done" in ended.stdout and "farm: round 3 starts 6 replicas from" in ended.stderr
+    records = [json.loads(line) for line in (out / "farm" / "manifest.jsonl").open()]
+    assert [record["replica"] for record in records] == list(range(18))
+    for record in records[6:]:
+        name, row = record["pdb"].split(" frame ")
+        assert int(name[8:13]) < record["replica"] // 6 * 6, "a frame of an earlier round"
+        start = read_ensemble(out / "farm" / name, alanine).positions_nm[int(row)]
+        first = read_ensemble(out / "farm" / f"replica-{record['replica']:05d}.h5", alanine)
+        moved = mdtraj.rmsd(
+            mdtraj.Trajectory(first.positions_nm[:1], alanine.topology), mdtraj.Trajectory(start[None], alanine.topology)
+        )
+        assert moved[0] < 0.2
+    for first in (6, 12):
+        assert sum(np.exp(record["log_weight"]) for record in records[first : first + 6]) == pytest.approx(1.0)
+    again = command("farm", str(out))
+    assert again.returncode == 0 and "18 of 18 replicas done" in again.stdout
+
+
 def test_replicas_that_all_fail_are_one_message(command: CommandLine, tmp_path: Path) -> None:
     folder = tmp_path / "starts"
     folder.mkdir()

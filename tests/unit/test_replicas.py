@@ -93,7 +93,9 @@ def test_a_stopped_replica_goes_on_with_the_same_bits(
     whole, cut = (make_job(alanine, tmp_path / name, platform, **settings, chunk_s=1e-9) for name in "ab")
     if whole.config.solvent == "tip3p":  # where waters lie is part of the start
         (tmp_path / "a" / "boxes").mkdir()
-        boxes.boxed(alanine, read_start(whole.starts, "structure-1.pdb", alanine), whole.config, tmp_path / "a" / "boxes")
+        boxes.boxed(
+            alanine, read_start(whole.starts, "structure-1.pdb", alanine, tmp_path), whole.config, tmp_path / "a" / "boxes"
+        )
         (tmp_path / "b" / "boxes").symlink_to(tmp_path / "a" / "boxes")
     assert states(run_task(make_task(*members), whole, never)) == ["done"] * len(members)
     stops = 0
@@ -248,7 +250,7 @@ def test_restraints_hold_and_let_go(alanine: MolecularSystem, tmp_path: Path, mo
     monkeypatch.setattr(pack, "segment_steps", lambda *_: 500)
     spring = 20_000.0
     job = make_job(alanine, tmp_path, "Reference", restraint_kj_mol_nm2=spring, constant_volume_ps=20, equilibration_ps=2)
-    start = read_start(job.starts, "structure-1.pdb", alanine)
+    start = read_start(job.starts, "structure-1.pdb", alanine, tmp_path)
     copy = copies.OpenMMCopy(alanine, 22, job.config, "Reference", seed=5)
     copy.place(start)
     copy.minimise(300.0)
