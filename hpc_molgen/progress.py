@@ -35,7 +35,7 @@ class Progress:
 
     def __init__(self, label: str, total: float, unit: str, path: Path | None, of: int = 1) -> None:
         self.label, self.total, self.unit, self.path, self.of = label, total, unit, path, of
-        self.done = 0.0
+        self.done, self.note = 0.0, ""  # the note is shown behind the numbers
         self._before: float | None = None
         self._started = time.monotonic()
         self._last_log = self._last_write = self._started
@@ -53,9 +53,10 @@ class Progress:
                 BarColumn(),
                 TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
             )
-            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            note = TextColumn("{task.fields[note]}")
+            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), note, console=Console(stderr=True))
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, unit=self.unit)
+            self._task = self._bar.add_task(self.label, total=self.total, unit=self.unit, note="")
         return self
 
     def advance(self, amount: float = 1.0) -> None:
@@ -81,10 +82,11 @@ class Progress:
             return
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
+            self._bar.update(self._task, completed=self.done, note=self.note)
         elif now - self._last_log > LOG_EVERY_S:
             eta = f", {self.eta_s:.0f} s left" if self.eta_s is not None else ""
-            log.info("%s: %.0f of %.0f %s%s", self.label, self.done, self.total, self.unit, eta)
+            note = f"; {self.note}" if self.note else ""
+            log.info("%s: %.0f of %.0f %s%s%s", self.label, self.done, self.total, self.unit, eta, note)
             self._last_log = now
         if now - self._last_write > WRITE_EVERY_S:
             self._write()

@@ -108,10 +108,11 @@ def run_farm(workers: Workers, n_tasks: int, dispatcher: Dispatcher | None, work
         _run_mpi(workers.comm, dispatcher, work, tick)
     elif dispatcher is not None:
         n_processes = min(n_workers(workers), n_tasks, work.at_once or n_tasks)
-        if n_processes > 1:
-            _Processes(dispatcher, work, n_processes, tick).run()
-        else:
-            _run_here(dispatcher, work, tick)
+        with interrupts.deferred():  # whoever works or waits looks for signals, and tells the dispatcher
+            if n_processes > 1:
+                _Processes(dispatcher, work, n_processes, tick).run()
+            else:
+                _run_here(dispatcher, work, tick)
 
 
 def n_workers(workers: Workers) -> int:

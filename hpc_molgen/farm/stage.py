@@ -140,9 +140,11 @@ class _Root:
         if time.monotonic() - self._shown < SHOW_EVERY_S and self._shown:
             return
         self._shown = time.monotonic()
+        seen = self.dispatcher.overview()
+        progress.note = _note(seen)
         progress.set(len(self.found.final) + sum(self.found.share.values()))
         with contextlib.suppress(EnvironmentProblem):  # a courtesy: the work itself reports a full disk
-            write_json(self._live, self.dispatcher.overview() | {"n_replicas": len(self.plan.names)})
+            write_json(self._live, seen | {"n_replicas": len(self.plan.names)})
 
     def close(self) -> tuple[str, Exception | None]:
         """Return why it stopped early (empty if it did not), and the problem if there was one."""
@@ -156,6 +158,17 @@ class _Root:
         if reason and problem is None and reason != "interrupted":
             interrupts.leave_early()
         return reason, problem
+
+
+def _note(seen: dict[str, Any]) -> str:
+    """Say how a farm is doing, behind its number of replicas and the time left."""
+    busy = list(seen["busy"].values())
+    parts = [f"{seen['running']} running", f"{seen['ns_per_day']:,.0f} ns/day"]
+    parts += [f"workers busy {100 * sum(busy) / len(busy):.0f} %"] if busy else []
+    parts += [f"{seen['failed']} failed"] if seen["failed"] else []
+    parts += [f"no more work for {', '.join(seen['drained'])}"] if seen["drained"] else []
+    parts += [f"last error: {seen['errors'][-1]}"] if seen["errors"] else []
+    return ", ".join(parts)
 
 
 def _figures(folder: Path, plan: Plan) -> dict[str, Any]:
