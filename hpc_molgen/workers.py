@@ -37,6 +37,9 @@ def available_cores() -> int:
     return min(n, int(given)) if given.isdigit() else n
 
 
+SAY_BEFORE_ABORT_S = 0.5  # an abort also ends the launcher, and what it has not read from the ranks by then is lost
+
+
 class ShareDone(Exception):
     """The items of this job's share are done; the other jobs of the array do theirs. `Run.stage` ends the stage quietly."""
 
@@ -104,6 +107,7 @@ class Workers:
         if self.is_torchrun:
             _leave(exit_code)
         elif self.comm is not None:
+            time.sleep(SAY_BEFORE_ABORT_S)
             self.comm.Abort(exit_code)
 
     @property
