@@ -143,6 +143,9 @@ class _Root:
         seen = self.dispatcher.overview()
         progress.note = _note(seen)
         progress.set(len(self.found.final) + sum(self.found.share.values()))
+        self._tell(seen)
+
+    def _tell(self, seen: dict[str, Any]) -> None:
         with contextlib.suppress(EnvironmentProblem):  # a courtesy: the work itself reports a full disk
             write_json(self._live, seen | {"n_replicas": len(self.plan.names)})
 
@@ -154,6 +157,7 @@ class _Root:
             self.dispatcher.stop(str(full), full)
         if self.leases:
             self.leases.settle(self._is_finished, release=True)
+        self._tell(self.dispatcher.overview())
         reason, problem = self.dispatcher.stopping, self.dispatcher.problem
         if reason and problem is None and reason != "interrupted":
             interrupts.leave_early()
