@@ -187,7 +187,7 @@ def test_benchmark_farm(command: CommandLine, tmp_path: Path) -> None:
     ended = command("benchmark", "farm", "--size", "smoke", "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     results = json.loads((tmp_path / "farm-smoke.json").read_text())["results"]
-    assert results["simulated"]["distinct"] == results["simulated"]["records"] == 2000
+    assert results["queue"]["distinct"] == results["queue"]["records"] == 2000 and results["pairs_percent"]["cpu_s"]["n"] == 2
     assert all(part["ns"] > 0 and part["cpu_s"] > 0 for part in results["rounds"][0].values())
     assert "2,000 replicas that do nothing pass the queue" in (tmp_path / "farm-smoke.md").read_text()
 

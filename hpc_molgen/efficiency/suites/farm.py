@@ -18,12 +18,15 @@ import numpy as np
 from hpc_molgen.config import FarmConfig, RunConfig, SystemConfig, dump_config
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.efficiency.suites.record import Costs, spread
-from hpc_molgen.efficiency.suites.rounds import pinned_processes, receive, target, target_sentence
+from hpc_molgen.efficiency.suites.rounds import pinned, pinned_processes, receive, target, target_sentence
 from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.farm.job import Job
+from hpc_molgen.farm.plan import Task
 from hpc_molgen.farm.protocol import make_protocol
+from hpc_molgen.farm.replica import run_task
 from hpc_molgen.mpi_ranks import mpiexec
 from hpc_molgen.seeding import derive_seed
-from hpc_molgen.structures import pdb_text
+from hpc_molgen.structures import pdb_text, read_pdb_positions
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
@@ -34,15 +37,16 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: replicas of how many ps, rounds, and simulated replicas."""
+    """How much is measured: replicas of how many ps, rounds, pairs of one replica each, and simulated replicas."""
 
     n_replicas: int
     production_ps: float
     n_rounds: int
+    n_pairs: int
     n_simulated: int
 
 
-SIZES = {"laptop": Effort(24, 100.0, 3, 100_000), "smoke": Effort(4, 4.0, 1, 2_000)}
+SIZES = {"laptop": Effort(24, 100.0, 3, 24, 100_000), "smoke": Effort(4, 4.0, 1, 2, 2_000)}
 SIMULATED_RANKS = 8
 
 
@@ -57,9 +61,11 @@ def farm(size: str, out: Path, seed: int) -> dict[str, Any]:
             for number in range(effort.n_rounds):
                 order = ["two", "bare", "one"] if number % 2 == 0 else ["one", "bare", "two"]
                 rounds.append({what: _run(what, folder / f"{what}-{number}", starts, system, effort, seed) for what in order})
+        with costs.stage("replicas by the farm's worker and by a bare loop, in turn"):
+            pairs = _pairs(folder, starts, system, effort, seed)
         with costs.stage(f"{effort.n_simulated:,} simulated replicas on {SIMULATED_RANKS} ranks (CPU seconds of this process)"):
             simulated = _simulate(folder / "simulated", effort.n_simulated)
-    return _record(rounds, simulated, effort, costs, size)
+    return _record(rounds, pairs, simulated, effort, costs, size)
 
 
 def _write_starts(folder: Path, system: MolecularSystem, n: int) -> Path:
@@ -121,8 +127,6 @@ def _serve(
     connection: Connection, _barrier: Any, core: int, system: MolecularSystem, config: FarmConfig, pdbs: list[str], seed: int
 ) -> None:
     """Run replicas one after the other by OpenMM alone: the same steps and the same frames, written nowhere."""
-    from hpc_molgen.structures import read_pdb_positions
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.sched_setaffinity(0, {core})
     Engine(system, "Reference").step(10)
@@ -134,18 +138,45 @@ def _serve(
             return
         watch = Stopwatch()
         for number, pdb in enumerate(pdbs):
-            protocol = make_protocol(config, system.temperature_kelvin, 10_000)
-            engine = Engine(
-                system, "Reference", derive_seed(seed, "bare", number), timestep_fs=config.timestep_fs,
-                friction_per_ps=config.friction_per_ps, constraints=config.constraints,
-            )  # fmt: skip
-            engine.set_positions(read_pdb_positions(Path(pdb), system))
-            engine.minimise(config.minimise_iterations)
-            engine.set_positions(engine.positions_nm, draw_velocities=True)
-            engine.step(protocol.n_steps - protocol.n_frames * protocol.steps_per_frame)
-            for _ in engine.simulate(protocol.n_frames, protocol.steps_per_frame):
-                pass
+            _loop(system, config, pdb, derive_seed(seed, "bare", number))
         connection.send(watch.cpu_s)
+
+
+def _loop(system: MolecularSystem, config: FarmConfig, pdb: str, seed: int) -> None:
+    """Run one replica by OpenMM alone."""
+    protocol = make_protocol(config, system.temperature_kelvin, 10_000)
+    engine = Engine(
+        system, "Reference", seed, timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps,
+        constraints=config.constraints,
+    )  # fmt: skip
+    engine.set_positions(read_pdb_positions(Path(pdb), system))
+    engine.minimise(config.minimise_iterations)
+    engine.set_positions(engine.positions_nm, draw_velocities=True)
+    engine.step(protocol.n_steps - protocol.n_frames * protocol.steps_per_frame)
+    for _ in engine.simulate(protocol.n_frames, protocol.steps_per_frame):
+        pass
+
+
+def _pairs(folder: Path, starts: Path, system: MolecularSystem, effort: Effort, seed: int) -> dict[str, Any]:
+    """Return what the farm's worker takes more than a bare loop, in %, replica by replica in turn on one core."""
+    config, names = _config(starts, effort, effort.n_replicas, seed).farm, sorted(path.name for path in starts.iterdir())
+    job = Job(system, config, seed, "Reference", starts, folder / "pairs")
+    job.folder.mkdir()
+    over: dict[str, list[float]] = {"wall_s": [], "cpu_s": []}
+    with pinned(min(os.sched_getaffinity(0))):
+        for number in range(-1, effort.n_pairs):  # the first warms up
+            name, spent = names[number % len(names)], {}
+            for who in ("farm", "bare") if number % 2 else ("bare", "farm"):
+                watch = Stopwatch()
+                if who == "farm":
+                    run_task(Task(number + 1, (number + 1,), (name,), (0.0,)), job, lambda _: False)
+                else:
+                    _loop(system, config, str(starts / name), derive_seed(seed, "bare", number))
+                spent[who] = {"wall_s": watch.wall_s, "cpu_s": watch.cpu_s}
+            if number >= 0:
+                for kind, values in over.items():
+                    values.append(100 * (spent["farm"][kind] / spent["bare"][kind] - 1))
+    return {kind: spread(values) | {"median": float(np.median(values))} for kind, values in over.items()}
 
 
 def _simulate(folder: Path, n: int) -> dict[str, float]:
@@ -157,7 +188,12 @@ def _simulate(folder: Path, n: int) -> dict[str, float]:
 
 
 def _record(
-    rounds: list[dict[str, dict[str, float]]], simulated: dict[str, float], effort: Effort, costs: Costs, size: str
+    rounds: list[dict[str, dict[str, float]]],
+    pairs: dict[str, Any],
+    simulated: dict[str, float],
+    effort: Effort,
+    costs: Costs,
+    size: str,
 ) -> dict[str, Any]:
     overhead = {kind: spread(100 * (r["two"][kind] / r["bare"][kind] - 1) for r in rounds) for kind in ("wall_s", "cpu_s")}
     rate = {what: spread(r[what]["ns"] / r[what]["wall_s"] * 86400 for r in rounds) for what in ("one", "two", "bare")}
@@ -178,6 +214,8 @@ def _record(
         f"A farm of {effort.n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {_text(overhead['wall_s'])} % more "
         f"wall time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two "
         f"cores. Two ranks make {_text(gain)} times what one makes.",
+        f"Replica by replica, in turn on one core: {_median(pairs['wall_s'])} % more wall time, {_median(pairs['cpu_s'])} % "
+        f"more CPU time (median of {effort.n_pairs} pairs ± its standard error).",
         f"{effort.n_simulated:,} replicas that do nothing pass the queue and the ledger of {SIMULATED_RANKS} ranks on "
         f"{available_cores()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {once}.",
         "Ranks ask once in some seconds, so one dispatcher serves thousands of them: no hierarchy of dispatchers is built.",
@@ -198,7 +236,7 @@ def _record(
         "targets": targets,
         "tables": [{"caption": "Alanine dipeptide, OpenMM Reference", "rows": rows,
                     "columns": ["what", "loop (s)", "CPU of the loop (s)", "ns/day, all"]}],
-        "results": {"rounds": rounds, "overhead_percent": overhead, "gain": gain, "simulated": simulated},
+        "results": {"rounds": rounds, "overhead_percent": overhead, "pairs_percent": pairs, "gain": gain, "queue": simulated},
         "costs": costs.stages,
         "notes": [
             "Loops alone are timed: imports, process start and the plan are outside in all three. Farms write trajectories "
@@ -209,6 +247,11 @@ def _record(
             "Nothing ran on a GPU.",
         ],
     }  # fmt: skip
+
+
+def _median(values: dict[str, Any]) -> str:
+    error = 1.25 * values["sd"] / values["n"] ** 0.5  # of the median of normal values
+    return f"{values['median']:.2g} ± {error:.2g}"
 
 
 def _text(values: dict[str, Any]) -> str:
