@@ -52,7 +52,7 @@ class Dispatcher:
     time_left_s : callable
         Seconds until the job's time limit; infinite where there is none.
     more : callable, optional
-        Called when the queue is empty: further tasks (of other jobs that were lost), or None when there are none left.
+        Called when the queue is empty: further tasks (another block of a shared farm), or none.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Dispatcher:
         found: Standing,
         n_workers: int,
         time_left_s: Callable[[], float] = lambda: float("inf"),
-        more: Callable[[], Sequence[Task] | None] = lambda: None,
+        more: Callable[[], Sequence[Task]] = lambda: (),
     ) -> None:
         self.ledger, self.found = ledger, found
         self.problem: Exception | None = None
@@ -109,7 +109,7 @@ class Dispatcher:
                 return {}
             self._look_at_the_clock()
             if wants == "leave?":
-                return {"leave": bool(self.stopping) or self._is_idle(me) or self._another_is_critical(me)}
+                return {"leave": bool(self.stopping) or me.host in self.drained or self._another_is_critical(me)}
             self._give_back(me)  # what it left at a chunk's end
             if self.stopping:
                 me.stopped = True
@@ -131,7 +131,7 @@ class Dispatcher:
             if me.tasks:
                 task = me.tasks[0]
                 self._losses[task.pack] = self._losses.get(task.pack, 0) + 1
-                self._remember(f"replicas {_listed(task.replicas)}: {why}")
+                self.errors.append(f"replicas {_listed(task.replicas)}: {why}")
                 if self._losses[task.pack] >= MAX_LOSSES:
                     text = f"the process that ran it died {MAX_LOSSES} times ({why})"
                     self._keep([failed(r, n, text, task.attempt) for r, n in zip(task.replicas, task.names, strict=True)])
@@ -209,10 +209,10 @@ class Dispatcher:
                 self._end(worker, record)
                 continue
             elif event == "again":
-                self._remember(f"replica {record['replica']}: {record['error']}")
+                self.errors.append(f"replica {record['replica']}: {record['error']}")
                 record = self._again(worker, record)
             elif event == "failed":
-                self._remember(f"replica {record['replica']}: {record['error']}")
+                self.errors.append(f"replica {record['replica']}: {record['error']}")
             elif event == "problem":
                 self.stop(
                     record["error"], _PROBLEMS.get(record["kind"], RuntimeError)(record.get("traceback") or record["error"])
@@ -222,7 +222,7 @@ class Dispatcher:
                 continue
             self.found.add(record)
             kept.append(record)
-        self.ledger.append(kept)
+        self.ledger.append(kept)  # together: one write, one sync
 
     def _keep(self, records: Sequence[dict[str, Any]]) -> None:
         for record in records:
@@ -263,12 +263,6 @@ class Dispatcher:
             self._keep([{"event": "drained", "host": host, "error": text}])
         self.drained = bad
 
-    def _is_idle(self, worker: _Worker) -> bool:
-        return worker.host in self.drained
-
-    def _remember(self, text: str) -> None:
-        self.errors.append(text)
-
     def _look_at_the_clock(self) -> None:
         left = self._time_left_s()
         if not self.stopping and left < 1.2 * self._chunk_s + 10:
@@ -292,12 +286,8 @@ class Dispatcher:
         if worker.host in self.drained:
             return {"wait_s": WAIT_S} if self.n_left else self._done(worker)
         if not self._queue:
-            new = self._more()
-            if new is not None:
-                for task in new:
-                    self._push(task)
-                if not new:
-                    return {"wait_s": 4 * WAIT_S}
+            for task in self._more():
+                self._push(task)
         if not self._queue:
             return {"wait_s": WAIT_S} if self.n_left else self._done(worker)
         n = 1

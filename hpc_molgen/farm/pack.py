@@ -8,6 +8,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Pack:
         self.minimised = np.full(len(task.replicas), np.nan)
         self.segment = self.frames = 0
         self.is_over = False
+        measure = partial(make_observables, config.observables, job.system)
+        self.observables = {replica: measure(start) for replica, start in starts.items()}
         self.kept: list[Recorded] = []
         self.records: list[dict[str, Any]] = []  # not reported yet
         self.state: dict[str, np.ndarray] = {}
@@ -220,8 +223,8 @@ class Pack:
             "kineticEnergy": (kinetic, "kilojoules_per_mole"),
             "temperature": (kinetic_temperature(kinetic, copies.degrees_of_freedom), "kelvin"),
         }
-        functions = make_observables(job.config.observables, job.system, self.starts[replica])
-        series |= {name: (np.asarray(function(positions)), unit) for name, (function, unit) in functions.items()}
+        for name, (function, unit) in self.observables[replica].items():
+            series[name] = (np.asarray(function(positions)), unit)
         attributes = self._attributes(copies, row, self.frames + n, over)
         if self.frames and not path.is_file():
             raise EnvironmentProblem(f"{path}: was removed while the replica was running; the same command makes it again")

@@ -109,7 +109,7 @@ class _Root:
         self.n_tasks = plan.n_packs if self.leases else len(tasks)
         self.dispatcher = Dispatcher(
             tasks, self.ledger, self.found, n_workers(run.workers), time_left(run.config.farm.minutes),
-            self._more if self.leases else lambda: None,
+            self._more if self.leases else lambda: (),
         )  # fmt: skip
         self._live = self.folder / ("live.json" if of == 1 else f"live-{number:05d}.json")
         self._shown = 0.0
@@ -117,8 +117,8 @@ class _Root:
             for path in self.folder.glob("live-*.json"):
                 path.unlink(missing_ok=True)
 
-    def _more(self) -> list[Task] | None:
-        """Return the tasks of another block."""
+    def _more(self) -> list[Task]:
+        """Return the tasks of another block; none when nobody has left one."""
         assert self.leases is not None
         self.leases.settle(self._is_finished)
         while (block := self.leases.take()) is not None:
@@ -128,7 +128,7 @@ class _Root:
             if tasks:
                 return tasks
             self.leases.settle(self._is_finished)
-        return None
+        return []
 
     def _is_finished(self, packs: Any) -> bool:
         return not self.plan.tasks(self.found, packs)

@@ -56,7 +56,7 @@ def farm(size: str, out: Path, seed: int) -> dict[str, Any]:
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory(dir=out) as name:
         folder = Path(name)
-        starts = _write_starts(folder, system, effort.n_replicas)
+        starts = write_starts(folder, system, effort.n_replicas)
         with costs.stage("farms on two ranks and on one, and bare loops of OpenMM (CPU seconds of this process)"):
             for number in range(effort.n_rounds):
                 order = ["two", "bare", "one"] if number % 2 == 0 else ["one", "bare", "two"]
@@ -68,7 +68,8 @@ def farm(size: str, out: Path, seed: int) -> dict[str, Any]:
     return _record(rounds, pairs, simulated, effort, costs, size)
 
 
-def _write_starts(folder: Path, system: MolecularSystem, n: int) -> Path:
+def write_starts(folder: Path, system: MolecularSystem, n: int) -> Path:
+    """Write PDB files of conformations that differ in psi into FOLDER/starts; return that folder."""
     starts = folder / "starts"
     starts.mkdir()
     psi = torsion_by_name(system.topology, "psi")

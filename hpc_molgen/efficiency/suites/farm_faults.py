@@ -6,6 +6,7 @@ Every trajectory must open at every moment, and what comes out must be what undi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen.config import RunConfig, SystemConfig, dump_config
+from hpc_molgen.efficiency.suites.farm import write_starts
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import InputError
@@ -34,10 +36,8 @@ from hpc_molgen.farm.plan import Task
 from hpc_molgen.farm.replica import run_task
 from hpc_molgen.mpi_ranks import mpiexec
 from hpc_molgen.seeding import derive_seed, numpy_generator
-from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
-from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
 
 log = logging.getLogger(__name__)
 N_FAULTS = {"laptop": 200, "smoke": 5}
@@ -124,12 +124,7 @@ class _Torment:
         self._write_inputs()
 
     def _write_inputs(self) -> None:
-        starts, system = self.folder / "starts", self.system
-        starts.mkdir()
-        psi = torsion_by_name(system.topology, "psi")
-        for index in range(self.n):
-            positions = set_torsion(system.topology, system.positions_nm, psi, 2 * np.pi * index / self.n)
-            (starts / f"start-{index:03d}.pdb").write_text(pdb_text(system.topology, positions, []))
+        starts = write_starts(self.folder, self.system, self.n)
         batched = self.mode == "mpi batched"
         values = {
             "name": "faults", "seed": self.seed, "farm": {
@@ -139,7 +134,7 @@ class _Torment:
         }  # fmt: skip
         self.config = RunConfig.model_validate(values)
         (self.folder / "config.yaml").write_text(dump_config(self.config))
-        self.job = Job(system, self.config.farm, self.seed, self.config.farm.platform, starts, self.folder / "alone")
+        self.job = Job(self.system, self.config.farm, self.seed, self.config.farm.platform, starts, self.folder / "alone")
 
     def run(self) -> None:
         for launch in range(MAX_LAUNCHES):
@@ -384,11 +379,10 @@ class _Torment:
                 self.tally.problems.append(f"{self.mode}: replica {replica} differs from the undisturbed one")
 
 
+@functools.cache
 def _may_mount() -> bool:
-    return os.geteuid() == 0 and shutil.which("mount") is not None and os.access("/sys/fs/cgroup", os.R_OK) and _mounts()
-
-
-def _mounts() -> bool:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return False
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
         if done.returncode == 0:
