@@ -271,6 +271,7 @@ _state: dict[str, Any] = {}
 
 def _end(message: str, exit_code: int) -> NoReturn:
     interrupts.leave_word()
+    interrupts.keep_exit_code()
     workers = _state.get("workers")
     if workers is not None and workers.size > 1:
         interrupts.ignore()

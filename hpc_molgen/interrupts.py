@@ -91,6 +91,16 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def keep_exit_code() -> None:
+    """Let the process end with the exit code that it gives, although a signal met it inside an `exec` of some library.
+
+    Python (3.8 to now) remembers a KeyboardInterrupt that leaves code compiled from a string, as dataclasses and named
+    tuples compile theirs while they are imported, and ``python -m`` then ends by the signal whatever was caught and
+    returned since. Each further string that is run makes it forget (CPython, Python/pythonrun.c, run_eval_code_obj).
+    """
+    exec("")  # noqa: S102
+
+
 def leave_word() -> None:
     """Tell the batch script of a Slurm job which signal ended the work, so that it can put the job back into the queue."""
     path = os.environ.get(REQUEUE)

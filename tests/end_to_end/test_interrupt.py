@@ -66,6 +66,14 @@ def test_interrupt_and_go_on(stage: str, tiny_run: Path, alanine: MolecularSyste
     assert Run.open(out).is_done(stage)
 
 
+def test_a_signal_inside_compiled_text_keeps_the_exit_code(tmp_path: Path) -> None:
+    lines = ("from hpc_molgen import cli", "cli.app = lambda **_: exec('raise KeyboardInterrupt')", "cli.main()")
+    (tmp_path / "interrupted.py").write_text("\n".join(lines) + "\n")
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130, ended.stderr
+    assert "goes on" in ended.stderr
+
+
 def test_no_worker_outlives_a_killed_parent(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)
