@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/alanine-dipeptide
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help demo test lint clean slurm-packages
+.PHONY: help demo test lint clean packages
 help:
 	@grep '^# make' Makefile | sed 's/^# //; s/   make/\nmake/g'
 
@@ -44,17 +44,22 @@ $(VENV)/.test: $(VENV)/.demo
 demo: $(VENV)/.demo
 	@$(BIN)/hpc-molgen run alanine-dipeptide --out $(OUT) || [ $$? = 3 ]  # 3: finished, and the report says why it is not certified
 
-# a real Slurm for tests/slurm: from Debian's packages, where we may install them
-slurm-packages:
+# what tests run that pip does not bring, from Debian's packages where we may install them: Slurm, and GROMACS for its engine
+packages:
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge) \
 	    >/dev/null 2>&1 || echo "SKIPPED: Slurm could not be installed; tests/slurm will be skipped"; \
 	else echo "SKIPPED: Slurm is absent and may not be installed here; tests/slurm will be skipped"; fi
+	@if command -v gmx >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gromacs) \
+	    >/dev/null 2>&1 || echo "SKIPPED: GROMACS could not be installed; the tests of its engine will be skipped"; \
+	else echo "SKIPPED: GROMACS is absent and may not be installed here; the tests of its engine will be skipped"; fi
 
 # two files at once: many tests wait for a process; a file stays in one process, so there is one Slurm cluster
 PYTEST_ARGS ?= -n 2 --dist loadfile
-test: $(VENV)/.test slurm-packages
+test: $(VENV)/.test packages
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.test

@@ -183,6 +183,9 @@ class FarmConfig(Model):
         ("rmsd", "rg"), description="of every frame: rmsd, rg, q, torsions (phi, psi, chi1); energy and temperature always"
     )
     platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
+    engine: Literal["openmm", "gromacs"] = Field(
+        "openmm", description="'gromacs' for explicit solvent on CPUs, where gmx is installed; same inputs, ledger and files"
+    )
     per_gpu: int = Field(1, ge=1, description="processes that share a GPU where there is no MPI: small systems want several")
     chunk_s: float = Field(20.0, gt=0, description="seconds between two records of a replica: what a kill can cost")
     minutes: float | None = Field(
@@ -195,6 +198,8 @@ class FarmConfig(Model):
             raise ValueError("platform 'batched' computes without water: use solvent 'same', or another platform")
         if self.platform == "batched" and self.restraint_kj_mol_nm2:
             raise ValueError("platform 'batched' knows no restraints: set restraint_kj_mol_nm2 0, or another platform")
+        if self.engine == "gromacs" and (self.solvent == "same" or self.platform != "auto"):
+            raise ValueError("engine 'gromacs' runs boxes of water: set solvent tip3p, and leave platform 'auto'")
         if self.pressure_bar is not None and self.solvent != "tip3p":
             raise ValueError("pressure_bar needs explicit solvent (solvent: tip3p)")
         if self.restraint_kj_mol_nm2 and not self.heating_ps + self.constant_volume_ps + self.equilibration_ps:

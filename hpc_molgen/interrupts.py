@@ -98,7 +98,7 @@ def keep_exit_code() -> None:
     tuples compile theirs while they are imported, and ``python -m`` then ends by the signal whatever was caught and
     returned since. Each further string that is run makes it forget (CPython, Python/pythonrun.c, run_eval_code_obj).
     """
-    exec("")  # noqa: S102
+    exec("")
 
 
 def leave_word() -> None:

@@ -264,10 +264,11 @@ def cpu_seconds() -> float:
 
 
 class Stopwatch:
-    """Wall and CPU seconds of this process since it was made."""
+    """Wall and CPU seconds of this process since it was made; `children` adds those of processes that it has waited for."""
 
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+    def __init__(self, *, children: bool = False) -> None:
+        self._clock = cpu_seconds if children else time.process_time
+        self._wall, self._cpu = time.perf_counter(), self._clock()
 
     @property
     def wall_s(self) -> float:
@@ -276,5 +277,5 @@ class Stopwatch:
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds of this process so far, all threads."""
-        return time.process_time() - self._cpu
+        """CPU seconds so far, all threads."""
+        return self._clock() - self._cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from hpc_molgen.run import STAGES, Run
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
 from hpc_molgen.workers import Workers
+
+needs_gromacs = pytest.mark.skipif(shutil.which("gmx") is None, reason="needs GROMACS (gmx), which is not installed")
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -118,7 +118,7 @@ class Engine:
             openmm_system, integrator, openmm.Platform.getPlatformByName(platform), _platform_properties(platform, device_index)
         )
         self._integrator, self._call_steps = integrator, 1
-        self.degrees_of_freedom = _degrees_of_freedom(openmm_system)
+        self.degrees_of_freedom = degrees_of_freedom(openmm_system)
         self.set_positions(system.positions_nm)
 
     def set_positions(self, positions_nm: np.ndarray, *, draw_velocities: bool = False) -> None:
@@ -251,7 +251,8 @@ class Engine:
         return float(self._context.getState(getEnergy=True, groups={0}).getPotentialEnergy()._value)
 
 
-def _degrees_of_freedom(system: openmm.System) -> int:
+def degrees_of_freedom(system: openmm.System) -> int:
+    """Return the degrees of freedom that kinetic energy is divided by: without constraints, and without what is removed."""
     masses = [system.getParticleMass(atom)._value for atom in range(system.getNumParticles())]
     constraints = [system.getConstraintParameters(number)[:2] for number in range(system.getNumConstraints())]
     free = int(3 * sum(mass > 0 for mass in masses) - sum(masses[i] > 0 or masses[j] > 0 for i, j in constraints))

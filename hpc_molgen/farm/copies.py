@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -10,8 +11,10 @@ import numpy as np
 from hpc_molgen.config import FarmConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.dynamics.gromacs import GromacsBox, gromacs_path, gromacs_version
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
 from hpc_molgen.dynamics.modified import Restraint, modified_system
+from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.farm.protocol import Segment
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
@@ -19,6 +22,8 @@ from hpc_molgen.units import BOLTZMANN_KJ_MOL_KELVIN
 
 Recorded = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Positions (n, n_copies, n_atoms, 3), float32; potential and kinetic energy (n, n_copies), kJ/mol."""
+
+GROMACS_AGREEMENT_KJ_MOL = 2e-3  # of a box's energy per atom: single precision, and Ewald grids of their own
 
 
 class Copies(Protocol):
@@ -52,13 +57,11 @@ class OpenMMCopy:
     """
 
     def __init__(self, simulated: MolecularSystem, n_atoms: int, config: FarmConfig, platform: str, seed: int) -> None:
-        solute = (atom for atom in simulated.topology.atoms if atom.index < n_atoms)
-        heavy = [atom.index for atom in solute if atom.element is None or atom.element.symbol != "H"]
         self._engine = Engine(
             simulated, platform, seed, timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps,
             constraints=config.constraints, hydrogen_mass_amu=config.hydrogen_mass_amu, pressure_bar=config.pressure_bar,
             temperature_kelvin=config.temperature_kelvin,
-            restraint=Restraint(np.array(heavy)) if config.restraint_kj_mol_nm2 else None,
+            restraint=Restraint(_heavy(simulated, n_atoms)) if config.restraint_kj_mol_nm2 else None,
         )  # fmt: skip
         self._config, self._n_atoms, self._seed = config, n_atoms, seed
         self._held = np.zeros((simulated.n_atoms, 3))
@@ -108,6 +111,99 @@ class OpenMMCopy:
             engine.step(steps_per_frame)
             positions[frame, 0], energies[0, frame, 0], energies[1, frame, 0] = engine.observe(self._n_atoms)
         return positions, energies[0], energies[1]
+
+
+class GromacsCopy:
+    """One replica in a box of water, run by GROMACS.
+
+    Parameters
+    ----------
+    simulated : MolecularSystem
+        A box of water around the molecule, which its first `n_atoms` atoms are.
+
+    Raises
+    ------
+    InputError
+        When GROMACS has no counterpart of the energy function, or its energy is not OpenMM's.
+    EnvironmentProblem
+        When GROMACS is not there.
+    """
+
+    def __init__(self, simulated: MolecularSystem, n_atoms: int, config: FarmConfig, seed: int) -> None:
+        executable = gromacs_path()
+        if executable is None:
+            raise EnvironmentProblem(f"there is no executable gmx on {os.uname().nodename}, which farm.engine gromacs needs")
+        system = modified_system(simulated, constraints=config.constraints, hydrogen_mass_amu=config.hydrogen_mass_amu)
+        restrained = _heavy(simulated, n_atoms) if config.restraint_kj_mol_nm2 else np.empty(0, int)
+        self._box = GromacsBox(
+            executable, system, n_atoms, restrained.tolist(), timestep_fs=config.timestep_fs,
+            friction_per_ps=config.friction_per_ps,
+        )  # fmt: skip
+        self._config, self._seed = config, seed
+        self.engine, self.description = gromacs_version(executable), simulated.description
+        self.n_simulated_atoms, self.degrees_of_freedom = simulated.n_atoms, self._box.degrees_of_freedom
+        self._masses = np.array([system.getParticleMass(atom)._value for atom in range(simulated.n_atoms)])
+        vectors = np.array([list(edge._value) for edge in system.getDefaultPeriodicBoxVectors()], np.float32)
+        start = np.asarray(simulated.positions_nm, np.float32)
+        self._state = {"positions": start, "velocities": np.zeros_like(start), "box": vectors, "held": start}
+        self._simulated = simulated
+
+    def minimise(self, temperature_kelvin: float) -> np.ndarray:
+        """Minimise and draw velocities; return energies (n_copies,), kJ/mol."""
+        positions, energy = self._state["positions"], np.nan
+        if self._config.minimise_iterations:
+            positions = self._box.minimise(positions, self._state["box"], self._config.minimise_iterations)
+            energy = self._box.energy_kj_mol(positions, self._state["box"])
+            _compare(self._simulated, positions, energy)
+        spread = np.sqrt(BOLTZMANN_KJ_MOL_KELVIN * temperature_kelvin / self._masses)[:, None]
+        drawn = np.random.default_rng(self._seed).standard_normal(positions.shape) * spread
+        self._state |= {"positions": positions, "velocities": drawn.astype(np.float32), "held": positions}
+        return np.array([energy])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that the future depends on."""
+        return self._state | {"seeds": np.array([self._seed])}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> bool:
+        """Go on from a state."""
+        if self._seed not in state["seeds"] or state["positions"].shape != self._state["positions"].shape:
+            return False
+        self._state = {name: state[name] for name in self._state}
+        return True
+
+    def run(self, segment: Segment, number: int, steps_per_frame: int) -> Recorded:
+        """Run segment `number` and return its frames."""
+        self._state, positions, energies = self._box.run(
+            self._state, segment_seed(self._seed, number), segment.n_steps,
+            steps_per_frame if segment.n_frames else segment.n_steps,
+            temperature_kelvin=segment.temperature_kelvin, pressure_bar=segment.pressure_bar,
+            spring_kj_mol_nm2=segment.restraint_kj_mol_nm2, constrain_start=number == 0,
+        )  # fmt: skip
+        n = segment.n_frames
+        return positions[:n, None], energies[:n, :1], energies[:n, 1:]
+
+
+_compared: set[str] = set()
+
+
+def _compare(system: MolecularSystem, positions_nm: np.ndarray, energy_kj_mol: float) -> None:
+    """Compare an energy of GROMACS with OpenMM's, once for each composition of a box in a worker."""
+    key = f"{system.description} {system.n_atoms}"
+    if key in _compared:
+        return
+    _compared.add(key)
+    expected = float(Engine(system, "CPU").reduced_energy(positions_nm[None])[0]) * system.kt_kj_mol
+    if not abs(energy_kj_mol - expected) <= GROMACS_AGREEMENT_KJ_MOL * system.n_atoms:
+        raise InputError(
+            f"GROMACS's energy of {system.name} is {energy_kj_mol:.1f} kJ/mol and OpenMM's {expected:.1f}: it does not run the "
+            "same molecule; use farm.engine openmm, and report this"
+        )
+
+
+def _heavy(simulated: MolecularSystem, n_atoms: int) -> np.ndarray:
+    """Return the heavy atoms among the first `n_atoms`."""
+    solute = (atom for atom in simulated.topology.atoms if atom.index < n_atoms)
+    return np.array([atom.index for atom in solute if atom.element is None or atom.element.symbol != "H"])
 
 
 class BatchedCopies:

@@ -30,7 +30,7 @@ class Job:
     config : FarmConfig
     seed : int
     platform : str
-        "batched" or a platform of OpenMM's.
+        "batched", "gromacs" or a platform of OpenMM's.
     starts, folder : Path
         Where the starts lie, and where results go.
     lease : Lease or None

@@ -18,11 +18,12 @@ from hpc_molgen import interrupts
 from hpc_molgen.config import dump_config
 from hpc_molgen.dynamics.choice import BATCHED
 from hpc_molgen.dynamics.engine import GPU_PLATFORMS
+from hpc_molgen.dynamics.gromacs import GROMACS
 from hpc_molgen.ensemble import Ensemble, write_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.farm import trajectory
 from hpc_molgen.farm.boxes import boxed
-from hpc_molgen.farm.copies import BatchedCopies, Copies, OpenMMCopy, Recorded, kinetic_temperature
+from hpc_molgen.farm.copies import BatchedCopies, Copies, GromacsCopy, OpenMMCopy, Recorded, kinetic_temperature
 from hpc_molgen.farm.job import Job, finished
 from hpc_molgen.farm.observables import make_observables
 from hpc_molgen.farm.plan import Task
@@ -49,7 +50,7 @@ class Pack:
         self.task, self.job, self.starts = task, job, starts
         self.kelvin = config.temperature_kelvin or job.system.temperature_kelvin
         self.seeds = [derive_seed(job.seed, "farm", replica, task.attempt) for replica in task.replicas]
-        self.watch, self.earlier = Stopwatch(), np.zeros(2)
+        self.watch, self.earlier = Stopwatch(children=True), np.zeros(2)
         self.alive = np.ones(len(task.replicas), dtype=bool)
         self.minimised = np.full(len(task.replicas), np.nan)
         self.segment = self.frames = 0
@@ -86,7 +87,7 @@ class Pack:
             self.job.config, self.kelvin, segment_steps(self.job.platform, copies.n_simulated_atoms)
         )  # fmt: skip
         self._begin(copies)
-        segments, last, busy = self.protocol.segments, time.monotonic(), Stopwatch()
+        segments, last, busy = self.protocol.segments, time.monotonic(), Stopwatch(children=True)
         begun_at = self.segment
         while self.segment < len(segments) and self.alive.any():
             try:
@@ -115,7 +116,7 @@ class Pack:
                     reported, self.records = self.records, []
                     if report(reported):
                         return [], True
-                begun_at, last, busy = self.segment, time.monotonic(), Stopwatch()
+                begun_at, last, busy = self.segment, time.monotonic(), Stopwatch(children=True)
         self.is_over = True
         return self.records + [self._done(int(row)) for row in np.flatnonzero(self.alive)], False
 
@@ -132,6 +133,8 @@ class Pack:
         if config.solvent == "tip3p":
             simulated = boxed(job.system, start, config, job.folder / "boxes")
             start = simulated.positions_nm
+        if job.platform == GROMACS:
+            return GromacsCopy(simulated, job.system.n_atoms, config, self.seeds[0])
         copy = OpenMMCopy(simulated, job.system.n_atoms, config, job.platform, self.seeds[0])
         copy.place(start)
         return copy

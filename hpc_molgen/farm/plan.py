@@ -62,7 +62,7 @@ class Plan:
     Attributes
     ----------
     platform : str
-        "batched" or a platform of OpenMM's.
+        "batched", "gromacs" or a platform of OpenMM's.
     pack_size : int
         Replicas that one worker runs at once.
     starts : Path
@@ -145,8 +145,13 @@ def _engine(run: Run, n: int) -> tuple[str, int]:
     """Return who runs the replicas, and how many of them at once."""
     from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
     from hpc_molgen.dynamics.engine import fastest_platform, platform_of_boxes
+    from hpc_molgen.dynamics.gromacs import GROMACS, gromacs_path
 
     config = run.config.farm
+    if config.engine == GROMACS:
+        if gromacs_path() is None:
+            raise InputError("farm.engine gromacs: there is no executable gmx on this machine; load its module, or use openmm")
+        return GROMACS, 1
     if config.platform == "auto" and config.solvent != "same":  # its boxes are not made yet
         return platform_of_boxes(), 1
     if config.platform == "auto" and config.restraint_kj_mol_nm2:  # which the batched engine does not know

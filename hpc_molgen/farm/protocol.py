@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hpc_molgen.config import FarmConfig
 from hpc_molgen.dynamics.engine import GPU_PLATFORMS
+from hpc_molgen.dynamics.gromacs import GROMACS
 
 HEATING_STEPS = 20  # temperatures of the ramp
 
@@ -97,6 +98,8 @@ def segment_steps(platform: str, n_atoms: int) -> int:
     """Steps between two places where a replica can be stopped: some seconds of work, many times what a new start costs."""
     if platform in GPU_PLATFORMS:
         return 50_000
+    if platform == GROMACS:
+        return min(10_000, max(500, 15_000_000 // n_atoms))
     return 10_000 if n_atoms <= 1000 else 2_000
 
 

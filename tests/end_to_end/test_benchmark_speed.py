@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import pytest
 
 from hpc_molgen.dynamics.kernel import built_variants
 from hpc_molgen.efficiency.suites.tempering import free_energy
+from hpc_molgen.errors import InputError
 from hpc_molgen.workers import available_cores
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, needs_gromacs
 
 RATES = (("per_cpu_s", "ratio_cpu"), ("per_wall_s", "ratio_wall"))
 NS_A_DAY = (("ns_per_day_core", "ratio_cpu"), ("ns_per_day_wall", "ratio_wall"))
@@ -80,17 +80,17 @@ def test_md(command: CommandLine, tmp_path: Path) -> None:
     assert len(record["targets"]) == 5 - (available_cores() == 1) and "OpenMM CPU, 1 thread, pinned" in text
 
 
-@pytest.mark.skipif(shutil.which("gmx") is None, reason="needs GROMACS (gmx), which is not installed")
+@needs_gromacs
 def test_gromacs_has_the_same_energy(tmp_path: Path) -> None:
     from hpc_molgen.config import SystemConfig
-    from hpc_molgen.efficiency.suites.gromacs import AGREEMENT_KJ_MOL, Gromacs, GromacsProblem
+    from hpc_molgen.efficiency.suites.gromacs import AGREEMENT_KJ_MOL, Gromacs
     from hpc_molgen.systems.registry import load_system
 
     system = load_system(SystemConfig(name="alanine-dipeptide-vacuum"))
     noise = np.random.default_rng(3).standard_normal(system.positions_nm.shape)
     gromacs = Gromacs("gmx", system, system.positions_nm + 0.003 * noise, tmp_path, n_steps=200, seed=5)
     assert gromacs.error_kj_mol <= AGREEMENT_KJ_MOL
-    with pytest.raises(GromacsProblem, match="GBSAOBCForce"):
+    with pytest.raises(InputError, match="GBSAOBCForce"):
         implicit = load_system(SystemConfig())
         Gromacs("gmx", implicit, implicit.positions_nm, tmp_path, n_steps=200, seed=5)
 

@@ -18,7 +18,7 @@ import pytest
 from hpc_molgen.run import STAGES
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
-from tests.conftest import CommandLine
+from tests.conftest import CommandLine, needs_gromacs
 
 
 def test_help_is_fast_and_lists_every_command(command: CommandLine) -> None:
@@ -190,17 +190,27 @@ def test_trajectory_of_another_molecule_is_refused(command: CommandLine, alanine
     assert shown.returncode == 2 and "has 10 atoms" in shown.stderr and "22" in shown.stderr and "Traceback" not in shown.stderr
 
 
-def test_farm_in_explicit_water(command: CommandLine, tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["openmm", pytest.param("gromacs", marks=needs_gromacs)])
+def test_farm_in_explicit_water(command: CommandLine, tiny_run: Path, tmp_path: Path, engine: str) -> None:
     """The published protocol (TIP3P, NPT at 298 K and 1 bar) at a length that a test can afford."""
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)
     values = {"solvent": "tip3p", "box_nm": 2.4, "pressure_bar": 1.0, "temperature_kelvin": 298.0, "n_replicas": 2}
-    values |= {"minimise_iterations": 20, "equilibration_ps": 0.1, "production_ps": 0.1, "save_every_ps": 0.02}
+    values |= {"engine": engine, "minimise_iterations": 20, "equilibration_ps": 0.1}
+    values |= {"production_ps": 0.1, "save_every_ps": 0.02}
     settings = [part for key, value in values.items() for part in ("--set", f"farm.{key}={value}")]
     shown = command("run", "tiny", "--out", str(out), "--only", "farm", *settings)
     assert shown.returncode == 0, shown.stderr
     found = mdtraj.load(str(out / "farm" / "replica-00000.h5"))
     assert found.n_atoms == 22 and len(found) == 5 and np.isfinite(found.xyz).all()
+    assert np.ptp(found.xyz, axis=1).max() < 2  # whole, wherever the walls of the box are
+    record = next(json.loads(line) for line in (out / "farm" / "ledger-00000.jsonl").open() if '"done"' in line)
+    assert record["platform"].startswith("GROMACS 2") if engine == "gromacs" else record["platform"] == "CPU"
+    if engine == "gromacs":
+        env = os.environ | {"PATH": str(Path(sys.executable).parent)}
+        shutil.rmtree(out / "farm")
+        shown = command("run", "tiny", "--out", str(out), "--only", "farm", *settings, env=env)
+        assert shown.returncode == 2 and "there is no executable gmx" in shown.stderr, shown.stderr
 
 
 def test_mpi_launcher_without_mpi_is_explained(command: CommandLine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.run import Run
 from hpc_molgen.systems.base import MolecularSystem
+from tests.conftest import needs_gromacs
 
 # stage -> settings that make it last some seconds
 LONGER = {
@@ -72,6 +74,40 @@ def test_a_signal_inside_compiled_text_keeps_the_exit_code(tmp_path: Path) -> No
     ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 130, ended.stderr
     assert "goes on" in ended.stderr
+
+
+@needs_gromacs
+def test_gromacs_ends_with_its_workers(tiny_run: Path, tmp_path: Path) -> None:
+    """Its processes are in sessions of their own: a signal to the farm, and the death of a worker, end them all the same."""
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    shutil.rmtree(out / "farm")
+    values = {"engine": "gromacs", "solvent": "tip3p", "box_nm": 2.4, "n_replicas": 2, "minimise_iterations": 5}
+    settings = [part for key, value in values.items() for part in ("--set", f"farm.{key}={value}")]
+    line = [sys.executable, "-m", "hpc_molgen", "run", "tiny", "--out", str(out), "--only", "farm", *settings]
+    for sign, exit_code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
+        farm = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
+        deadline = time.monotonic() + 60
+        while not (running := _processes_in(tmp_path, "mdrun")):
+            assert farm.poll() is None and time.monotonic() < deadline, farm.communicate()
+            time.sleep(0.1)
+        farm.send_signal(sign)
+        assert farm.wait(20) == exit_code, farm.communicate()
+        deadline = time.monotonic() + 10
+        while running := _processes_in(tmp_path, "mdrun"):
+            assert time.monotonic() < deadline, running
+            time.sleep(0.1)
+
+
+def _processes_in(folder: Path, argument: str) -> list[int]:
+    """Return the processes that work below a folder with this argument."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if argument.encode() in words and (process / "cwd").readlink().is_relative_to(folder):
+                found.append(int(process.name))
+    return found
 
 
 def test_no_worker_outlives_a_killed_parent(tiny_run: Path, tmp_path: Path) -> None:

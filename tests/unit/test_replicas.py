@@ -27,7 +27,9 @@ from hpc_molgen.farm.replica import run_task
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
+from tests.conftest import needs_gromacs
 
+BOX = {"solvent": "tip3p", "box_nm": 2.1, "pressure_bar": 1.0, "production_ps": 0.3, "constant_volume_ps": 0.1}
 SHORT = {"production_ps": 1, "equilibration_ps": 0.2, "save_every_ps": 0.1, "minimise_iterations": 50}
 
 
@@ -82,7 +84,8 @@ def test_at_once_and_one_by_one_are_the_same(alanine: MolecularSystem, tmp_path:
         ("batched", {"heating_ps": 0.2}),
         ("Reference", {"heating_ps": 0.1, "restraint_kj_mol_nm2": 1000.0, "hydrogen_mass_amu": 3.0, "timestep_fs": 4.0}),
         ("CPU", {}),
-        ("CPU", {"solvent": "tip3p", "box_nm": 2.1, "pressure_bar": 1.0, "production_ps": 0.3, "constant_volume_ps": 0.1}),
+        ("CPU", BOX),
+        pytest.param("gromacs", BOX | {"engine": "gromacs", "box_nm": 2.4, "restraint_kj_mol_nm2": 500.0}, marks=needs_gromacs),
     ],
 )
 def test_a_stopped_replica_goes_on_with_the_same_bits(

@@ -17,11 +17,12 @@ import numpy as np
 
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
+from hpc_molgen.dynamics.gromacs import GromacsProblem, gromacs_path
 from hpc_molgen.dynamics.kernel import built_variants
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
 from hpc_molgen.efficiency.suites import md_tables as tables
 from hpc_molgen.efficiency.suites.gpu import GpuSettings, dynamics_on_gpu, gpu_present
-from hpc_molgen.efficiency.suites.gromacs import Gromacs, GromacsProblem, gromacs_path
+from hpc_molgen.efficiency.suites.gromacs import Gromacs
 from hpc_molgen.efficiency.suites.md_engines import PROTOCOLS, EngineSettings, make_runs, openmm_run, start_dynamics
 from hpc_molgen.efficiency.suites.md_processes import two_processes
 from hpc_molgen.efficiency.suites.record import Costs
