@@ -186,7 +186,9 @@ class FarmConfig(Model):
     engine: Literal["openmm", "gromacs"] = Field(
         "openmm", description="'gromacs' for explicit solvent on CPUs, where gmx is installed; same inputs, ledger and files"
     )
-    per_gpu: int = Field(1, ge=1, description="processes that share a GPU where there is no MPI: small systems want several")
+    per_gpu: int | None = Field(
+        None, ge=1, description="processes that share a GPU where there is no MPI; None: by a short measurement"
+    )
     chunk_s: float = Field(20.0, gt=0, description="seconds between two records of a replica: what a kill can cost")
     minutes: float | None = Field(
         None, gt=0, description="stop before this time is over, to go on later (Slurm's limit is known)"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from hpc_molgen import interrupts, mpi_ranks
+from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.torch_ranks import TorchComm
 
 Item = TypeVar("Item")
@@ -196,9 +199,9 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         with interrupts.starting_children():
             cores = context.Queue()
-        for number, core in enumerate(sorted(os.sched_getaffinity(0))):
-            cores.put((number, core))
-        n_processes = min(self.n_processes, len(items))
+        allowed, n_processes = sorted(os.sched_getaffinity(0)), min(self.n_processes, len(items))
+        for number in range(n_processes):
+            cores.put((number, allowed[number % len(allowed)]))
         executor = concurrent.futures.ProcessPoolExecutor(
             n_processes, context, _start_process, (cores, n_processes, os.getpid())
         )
@@ -250,10 +253,10 @@ def follow_parent(parent: int) -> None:
 
 
 def pin(n_processes: int, choose: Callable[[], tuple[int, int]]) -> None:
-    """Keep a worker process on the core, and on the GPU, that `choose` gives, where there is one for each of `n_processes`."""
+    """Give a worker process the GPU of its number, and keep it on its core where there is one for each of `n_processes`."""
+    number, core = choose()
+    os.environ["LOCAL_RANK"] = str(number)
     if n_processes <= available_cores() == len(os.sched_getaffinity(0)):  # else other jobs may be on the first cores
-        number, core = choose()
-        os.environ["LOCAL_RANK"] = str(number)
         os.sched_setaffinity(0, {core})  # unpinned, OpenMM's CPU platform loses a factor of 2 to 4
 
 
@@ -279,3 +282,58 @@ class Stopwatch:
     def cpu_s(self) -> float:
         """CPU seconds so far, all threads."""
         return self._clock() - self._cpu
+
+
+@contextlib.contextmanager
+def pinned_processes(
+    serve: Callable[..., None], arguments: Sequence[tuple[Any, ...]], cores: Sequence[int] | None = None
+) -> Iterator[list[Connection]]:
+    """Start processes for a comparison, each for a core; yield the pipes to them, with whose end they end.
+
+    Parameters
+    ----------
+    serve : callable
+        Called in each process as ``serve(connection, barrier, core, *arguments)``: carries out what comes by the connection
+        until its other end is closed. A process that has no order waits there and takes no CPU time.
+    arguments : sequence of tuple
+        One for each process.
+    cores : sequence of int, optional
+        One for each process; by default the first ones that there are, and no more processes than that.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(arguments))
+    connections: list[Connection] = []
+    processes = []
+    try:
+        for core, own in zip(cores or sorted(os.sched_getaffinity(0)), arguments, strict=False):
+            here, there = context.Pipe()
+            process = context.Process(target=serve, args=(there, barrier, core, *own), daemon=True)
+            process.start()
+            there.close()
+            connections.append(here)
+            processes.append(process)
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            process.join(10)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+
+def receive(connection: Connection, patience_s: float) -> Any:
+    """Return the answer of one of `pinned_processes`.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When it has ended, or does not answer in time.
+    """
+    try:
+        if connection.poll(patience_s):
+            return connection.recv()
+    except (EOFError, OSError) as error:
+        raise EnvironmentProblem("a process of a comparison ended early (is there memory left?)") from error
+    raise EnvironmentProblem(f"a process of a comparison did not answer within {patience_s:g} s")

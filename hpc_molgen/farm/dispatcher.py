@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 4  # the first, and three with new seeds
 MAX_LOSSES = 3  # processes that may die over one task
 GRANT_S = 5.0  # trivial replicas are given out together, for about so long
-WAIT_S = 0.5
+WAIT_S = (0.05, 2.0)  # of a worker for which there is nothing now, and of one of thousands
+ASKS_PER_S = 1000  # of all that wait
 FAILURES_OF_A_BAD_HOST = 2
 N_ERRORS_KEPT = 5
 _PROBLEMS: dict[str, type[Exception]] = {"EnvironmentProblem": EnvironmentProblem, "InputError": InputError}
@@ -282,14 +283,18 @@ class Dispatcher:
         total = running + sum(-entry[0] for entry in self._queue)
         return longest > current and longest >= total / self._n_workers
 
+    @property
+    def _wait_s(self) -> float:
+        return min(WAIT_S[1], max(WAIT_S[0], self._n_workers / ASKS_PER_S))
+
     def _next(self, worker: _Worker) -> dict[str, Any]:
         if worker.host in self.drained:
-            return {"wait_s": WAIT_S} if self.n_left else self._done(worker)
+            return {"wait_s": self._wait_s} if self.n_left else self._done(worker)
         if not self._queue:
             for task in self._more():
                 self._push(task)
         if not self._queue:
-            return {"wait_s": WAIT_S} if self.n_left else self._done(worker)
+            return {"wait_s": self._wait_s} if self.n_left else self._done(worker)
         n = 1
         if self._pack_s > 0:  # as many as fill the time, yet a fair part for everybody towards the end
             n = int(min(GRANT_S / self._pack_s, len(self._queue) / (4 * self._n_workers)))

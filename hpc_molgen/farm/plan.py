@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,6 +123,25 @@ def make_plan(run: Run, n_rounds: int = 1) -> Plan:
         further = _further(run, number, log_weights, n)
         names, log_weights = names + further["names"], log_weights + further["log_weights"]
     return Plan(platform, size, starts, names, log_weights)
+
+
+def processes_per_gpu(run: Run, plan: Plan) -> int:
+    """Return how many processes share a GPU: as configured, else as measured once with the first start and kept."""
+    from hpc_molgen.farm.boxes import boxed
+    from hpc_molgen.farm.sharing import measured_per_gpu
+
+    config, path = run.config.farm, run.path("farm", "plan.json")
+    if config.per_gpu is not None:
+        return config.per_gpu
+    kept = read_json(path)
+    if "per_gpu" not in kept:
+        system = run.system
+        if config.solvent != "same":
+            start = read_start(plan.starts, plan.names[0], system, path.parent)
+            system = boxed(system, start, config, path.parent / "boxes")
+        kept["per_gpu"] = measured_per_gpu(system, config, plan.platform, sorted(os.sched_getaffinity(0)))
+        write_json(path, kept)
+    return int(kept["per_gpu"])
 
 
 def _further(run: Run, number: int, log_weights: list[float], n: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_molgen import interrupts
-from hpc_molgen.config import FarmConfig
 from hpc_molgen.dynamics.engine import GPU_PLATFORMS, n_visible_gpus
 from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
 from hpc_molgen.farm import ledger
@@ -19,7 +18,7 @@ from hpc_molgen.farm.leases import Lease, Leases
 from hpc_molgen.farm.ledger import Ledger, Standing
 from hpc_molgen.farm.limits import time_left
 from hpc_molgen.farm.observables import make_observables
-from hpc_molgen.farm.plan import Plan, Task, make_plan
+from hpc_molgen.farm.plan import Plan, Task, make_plan, processes_per_gpu
 from hpc_molgen.farm.replica import run_task
 from hpc_molgen.farm.scheduler import Work, n_workers, run_farm
 from hpc_molgen.files import write_json
@@ -73,7 +72,7 @@ def _run_round(run: Run, plan: Plan) -> dict[str, float]:
         dispatcher = root.dispatcher if root else None
         n_tasks = workers.from_root(lambda: root.n_tasks if root else 0)
         watch, cpu = Stopwatch(), cpu_seconds()
-        work = Work(run_task, job, _at_once(plan, run.config.farm))
+        work = Work(run_task, job, workers.from_root(lambda: _at_once(run, plan)))
         run_farm(workers, n_tasks, dispatcher, work, lambda: root.show(progress) if root else None)
         spent = {"loop_s": watch.wall_s, "loop_cpu_s": sum(workers.gather(cpu_seconds() - cpu))}
     reason, problem = workers.from_root(lambda: root.close() if root else ("", None))
@@ -84,9 +83,11 @@ def _run_round(run: Run, plan: Plan) -> dict[str, float]:
     return spent
 
 
-def _at_once(plan: Plan, config: FarmConfig) -> int | None:
+def _at_once(run: Run, plan: Plan) -> int | None:
     """How many processes of one machine are of use: as many as its GPUs take, where they compute."""
-    return n_visible_gpus() * config.per_gpu if plan.platform in GPU_PLATFORMS else None
+    if plan.platform not in GPU_PLATFORMS or run.workers.comm is not None:  # MPI ranks are given by the launcher
+        return None
+    return n_visible_gpus() * processes_per_gpu(run, plan)
 
 
 class _Root:

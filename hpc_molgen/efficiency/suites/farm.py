@@ -17,8 +17,9 @@ import numpy as np
 
 from hpc_molgen.config import FarmConfig, RunConfig, SystemConfig, dump_config
 from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.efficiency.suites.farm_engines import Lengths, side_by_side
 from hpc_molgen.efficiency.suites.record import Costs, spread
-from hpc_molgen.efficiency.suites.rounds import pinned, pinned_processes, receive, target, target_sentence
+from hpc_molgen.efficiency.suites.rounds import pinned, target, target_sentence
 from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.farm.job import Job
 from hpc_molgen.farm.plan import Task
@@ -30,23 +31,27 @@ from hpc_molgen.structures import pdb_text, read_pdb_positions
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
-from hpc_molgen.workers import Stopwatch, available_cores
+from hpc_molgen.workers import Stopwatch, available_cores, pinned_processes, receive
 
 PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: replicas of how many ps, rounds, pairs of one replica each, and simulated replicas."""
+    """How much is measured: replicas of how many ps, rounds, pairs of one replica each, simulated replicas, engines."""
 
     n_replicas: int
     production_ps: float
     n_rounds: int
     n_pairs: int
     n_simulated: int
+    lengths: Lengths
 
 
-SIZES = {"laptop": Effort(24, 100.0, 3, 24, 100_000), "smoke": Effort(4, 4.0, 1, 2, 2_000)}
+SIZES = {
+    "laptop": Effort(24, 100.0, 4, 24, 100_000, Lengths(4.0, 12.0, 1500.0, 2_000_000, 3)),
+    "smoke": Effort(4, 4.0, 1, 2, 2_000, Lengths(0.04, 0.04, 2.0, 2_000, 1)),
+}
 SIMULATED_RANKS = 8
 
 
@@ -65,7 +70,11 @@ def farm(size: str, out: Path, seed: int) -> dict[str, Any]:
             pairs = _pairs(folder, starts, system, effort, seed)
         with costs.stage(f"{effort.n_simulated:,} simulated replicas on {SIMULATED_RANKS} ranks (CPU seconds of this process)"):
             simulated = _simulate(folder / "simulated", effort.n_simulated)
-    return _record(rounds, pairs, simulated, effort, costs, size)
+        with costs.stage("engines of the farm beside GROMACS (CPU seconds of this process)"):
+            engines = side_by_side(
+                folder, starts, effort.lengths, seed, lambda *arguments: _farm_of(folder, seed, *arguments)
+            )  # fmt: skip
+    return _record(rounds, pairs, simulated, engines, effort, costs, size)
 
 
 def write_starts(folder: Path, system: MolecularSystem, n: int) -> Path:
@@ -96,6 +105,16 @@ def _run(what: str, folder: Path, starts: Path, system: MolecularSystem, effort:
     _command([*line, "--out", str(folder / "run")], n_ranks)
     details = json.loads((folder / "run" / "farm" / "done.json").read_text())["details"]
     return {"wall_s": details["loop_s"], "cpu_s": details["loop_cpu_s"], "ns": details["simulated_ns"]}
+
+
+def _farm_of(folder: Path, seed: int, name: str, settings: dict[str, Any], system: str) -> dict[str, float]:
+    """Run a farm of these settings on two processes; return wall seconds of its loop and simulated ns."""
+    values = {"name": name, "seed": seed, "system": {"name": system}, "farm": settings}
+    path = folder / f"{name}.yaml"
+    path.write_text(dump_config(RunConfig.model_validate(values)))
+    _command([sys.executable, "-m", "hpc_molgen", "farm", str(path), "--out", str(folder / name)])
+    details = json.loads((folder / name / "farm" / "done.json").read_text())["details"]
+    return {"wall_s": details["loop_s"], "ns": details["simulated_ns"]}
 
 
 def _command(line: list[str], n_cores: int = 2) -> None:
@@ -192,6 +211,7 @@ def _record(
     rounds: list[dict[str, dict[str, float]]],
     pairs: dict[str, Any],
     simulated: dict[str, float],
+    engines: dict[str, Any] | None,
     effort: Effort,
     costs: Costs,
     size: str,
@@ -204,10 +224,17 @@ def _record(
             "overhead over bare loops on two cores, wall (%)", "<= 3", _text(overhead["wall_s"]), overhead["wall_s"]["mean"]
         ),
         target("overhead over bare loops on two cores, CPU (%)", "<= 3", _text(overhead["cpu_s"]), overhead["cpu_s"]["mean"]),
+        target(
+            "the worker over a bare loop, replica by replica, CPU (median, %)",
+            "<= 3", _median(pairs["cpu_s"]), pairs["cpu_s"]["median"],
+        ),
         target("two ranks over one, ns per wall second", ">= 1.9", _text(gain), gain["mean"]),
         target("simulated replicas a second through the ledger", ">= 2000", f"{simulated['per_s']:,.0f}", simulated["per_s"]),
         target("memory of rank 0 (GiB)", "<= 1", f"{simulated['root_gib']:.2f}", simulated["root_gib"]),
-    ]
+    ]  # fmt: skip
+    if engines:
+        ahead = engines["vacuum_farm_over_gromacs"]
+        targets.append(target("farm over GROMACS, alanine dipeptide in vacuum, ns/day", ">= 1", _text(ahead), ahead["mean"]))
     once = "once" if simulated["distinct"] == simulated["records"] == effort.n_simulated else "NOT ONCE"
     length_s = float(np.mean([one_round["two"]["wall_s"] for one_round in rounds]))
     answer = [
@@ -219,6 +246,7 @@ def _record(
         f"more CPU time (median of {effort.n_pairs} pairs ± its standard error).",
         f"{effort.n_simulated:,} replicas that do nothing pass the queue and the ledger of {SIMULATED_RANKS} ranks on "
         f"{available_cores()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {once}.",
+        _beside_gromacs(engines),
         "Ranks ask once in some seconds, so one dispatcher serves thousands of them: no hierarchy of dispatchers is built.",
     ]
     names = {"two": "farm, two MPI ranks", "one": "farm, one rank", "bare": "bare OpenMM loops, two processes"}
@@ -236,8 +264,9 @@ def _record(
         "answer": answer,
         "targets": targets,
         "tables": [{"caption": "Alanine dipeptide, OpenMM Reference", "rows": rows,
-                    "columns": ["what", "loop (s)", "CPU of the loop (s)", "ns/day, all"]}],
-        "results": {"rounds": rounds, "overhead_percent": overhead, "pairs_percent": pairs, "gain": gain, "queue": simulated},
+                    "columns": ["what", "loop (s)", "CPU of the loop (s)", "ns/day, all"]}, *_engine_table(engines)],
+        "results": {"rounds": rounds, "overhead_percent": overhead, "pairs_percent": pairs, "gain": gain, "queue": simulated,
+                    "engines": engines},
         "costs": costs.stages,
         "notes": [
             "Loops alone are timed: imports, process start and the plan are outside in all three. Farms write trajectories "
@@ -248,6 +277,30 @@ def _record(
             "Nothing ran on a GPU.",
         ],
     }  # fmt: skip
+
+
+def _beside_gromacs(engines: dict[str, Any] | None) -> str:
+    if engines is None:
+        return "GROMACS was not found (no executable gmx), so nothing was compared with it."
+    vacuum, water = engines["vacuum_farm_over_gromacs"], engines["water_gromacs_over_openmm"]
+    return (
+        f"Beside {engines['gromacs']} on the same {engines['cores']} cores: in vacuum the farm makes {_text(vacuum)} times the "
+        f"ns a day of GROMACS; in TIP3P the farm with engine gromacs makes {_text(water)} times those of OpenMM's CPU platform."
+    )
+
+
+def _engine_table(engines: dict[str, Any] | None) -> list[dict[str, Any]]:
+    names = {
+        "vacuum farm": "vacuum, 1 fs, flexible: the farm, 64 replicas in the batched engine",
+        "vacuum gromacs": "vacuum, 1 fs, flexible: GROMACS alone, one process on each core",
+        "water openmm": "TIP3P, 3 nm, 2 fs: the farm, OpenMM's CPU platform",
+        "water gromacs": "TIP3P, 3 nm, 2 fs: the farm, engine gromacs",
+    }
+    if engines is None:
+        return []
+    rows = [[names[name], _text(values)] for name, values in engines["ns_per_day"].items()]
+    caption = f"Alanine dipeptide on {engines['cores']} cores, all replicas together, minimisation and start-up included"
+    return [{"caption": caption, "columns": ["what", "ns/day, all"], "rows": rows}]
 
 
 def _median(values: dict[str, Any]) -> str:

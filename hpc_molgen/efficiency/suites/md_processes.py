@@ -14,8 +14,8 @@ from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import BatchedDynamics
 from hpc_molgen.dynamics.terms import Terms
 from hpc_molgen.efficiency.suites.record import spread
-from hpc_molgen.efficiency.suites.rounds import pinned_processes, receive
 from hpc_molgen.seeding import derive_seed
+from hpc_molgen.workers import pinned_processes, receive
 
 PATIENCE_S = 120.0
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from hpc_molgen.efficiency.suites.record import spread
-from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.units import BOLTZMANN_KJ_MOL_KELVIN
 
 
@@ -117,57 +114,6 @@ def target_sentence(targets: Sequence[dict[str, Any]], size: str) -> str:
     text = f"{len(targets) - len(missed)} of {len(targets)} targets reached"
     text += f"; missed: {'; '.join(missed)}." if missed else "."
     return text if size == "laptop" else f"{text} They are meant for the size laptop: in this size the clock is too coarse."
-
-
-@contextlib.contextmanager
-def pinned_processes(serve: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
-    """Start one process for each of the first cores; yield the pipes to them, with whose end they end.
-
-    Parameters
-    ----------
-    serve : callable
-        Called in each process as ``serve(connection, barrier, core, *arguments)``: carries out what comes by the connection
-        until its other end is closed. A process that has no order waits there and takes no CPU time.
-    arguments : sequence of tuple
-        One for each process.
-    """
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(len(arguments))
-    connections: list[Connection] = []
-    processes = []
-    try:
-        for core, own in zip(sorted(os.sched_getaffinity(0)), arguments, strict=False):
-            here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, barrier, core, *own), daemon=True)
-            process.start()
-            there.close()
-            connections.append(here)
-            processes.append(process)
-        yield connections
-    finally:
-        for connection in connections:
-            connection.close()
-        for process in processes:
-            process.join(10)
-            if process.is_alive():
-                process.terminate()
-                process.join()
-
-
-def receive(connection: Connection, patience_s: float) -> Any:
-    """Return the answer of one of `pinned_processes`.
-
-    Raises
-    ------
-    EnvironmentProblem
-        When it has ended, or does not answer in time.
-    """
-    try:
-        if connection.poll(patience_s):
-            return connection.recv()
-    except (EOFError, OSError) as error:
-        raise EnvironmentProblem("a process of the comparison ended early (is there memory left?)") from error
-    raise EnvironmentProblem(f"a process of the comparison did not answer within {patience_s:g} s")
 
 
 @contextlib.contextmanager

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpc_molgen.efficiency.suites.rounds import pinned_processes, receive
 from hpc_molgen.efficiency.suites.training_workloads import ALONE, Workload, make_trainer, synchronise, time_steps
 from hpc_molgen.training.distributed import ProcessGroup, process_group
 from hpc_molgen.training.loop import Trainer
 from hpc_molgen.training.speed import count_flops, matmul_flops_per_s
-from hpc_molgen.workers import available_cores
+from hpc_molgen.workers import available_cores, pinned_processes, receive
 
 PATIENCE_S = 300.0
 WARM_STEPS = 2
