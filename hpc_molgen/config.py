@@ -49,7 +49,8 @@ class ReferenceConfig(Model):
     )
     production_ps: float = Field(300.0, gt=0, description="length of each walker after equilibration")
     equilibration_ps: float = Field(5.0, ge=0)
-    timestep_fs: float = Field(1.0, gt=0, le=5)
+    integrator: Literal["langevin", "brownian"] = Field("langevin", description="'brownian': overdamped, D = kT / (m friction)")
+    timestep_fs: float = Field(1.0, gt=0, le=100, description="above 5 only for models without hydrogen atoms")
     constraints: Literal["none", "hbonds"] = Field("none", description="exact correction needs 'none'")
     friction_per_ps: float = Field(1.0, gt=0)
     save_every_ps: float = Field(0.1, gt=0)
@@ -62,16 +63,21 @@ class ReferenceConfig(Model):
     )
     swap_every_ps: float = Field(0.1, gt=0, description="time between swaps of 'tempering_kelvin'")
     held_out_fraction: float = Field(0.5, gt=0, lt=1, description="share of the walkers that training never sees")
-    trajectories: tuple[str, ...] = Field((), description="the user's own .xtc, .dcd, .h5: read instead of simulated")
+    trajectories: tuple[str, ...] = Field(
+        (), description="the user's own .xtc, .dcd, .h5, or a folder of .npy time series: read instead of simulated"
+    )
     trajectory_topology: str | None = Field(None, description="PDB for formats without a topology")
 
 
 class RepresentationConfig(Model):
     """Coordinates that the surrogate sees."""
 
-    name: str = Field("internal", description="'torsion' or 'internal'")
+    name: str = Field("internal", description="'torsion' or 'internal'; 'cvs' for time series")
     torsions: tuple[str, ...] | Literal["all"] = Field(
         ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
+    )
+    cvs: tuple[str, ...] = Field(
+        ("phi", "psi"), description="for 'cvs': torsions, rmsd, rg, q, x, y, z; of imported time series the names are theirs"
     )
 
 
@@ -89,9 +95,24 @@ class GanConfig(Model):
     """A WGAN-GP surrogate of trajectories of collective variables."""
 
     name: Literal["gan"]
-    n_frames: int = Field(64, ge=4, description="frames of a generated trajectory, and of the windows trained on")
-    hidden: int = Field(64, ge=8, description="channels of the convolutions")
-    latent: int = Field(32, ge=1, description="numbers of the latent vector")
+    n_frames: int = Field(64, ge=4, description="frames of the windows trained on; generated trajectories may be longer")
+    windows: Literal["random", "chunks", "bins", "whole"] = Field(
+        "random", description="'chunks': one after the other; 'bins': one of each of time_bins; 'whole': whole series"
+    )
+    time_bins: int = Field(10, ge=1, description="for windows 'bins': equal parts of every series")
+    architecture: Literal["convolutional", "perceptron"] = Field(
+        "convolutional", description="'perceptron': the published networks, as a baseline"
+    )
+    hidden: int = Field(16, ge=4, description="channels of the finest level; they double with each coarser one up to 'widest'")
+    widest: int = Field(128, ge=4)
+    levels: int = Field(4, ge=1, description="times that the generator doubles its frames")
+    latent: int = Field(16, ge=1, description="channels of the coarse latent sequence")
+    lags: int = Field(6, ge=0, description="lags tau = 1, 2, 4, ... of the critic of tuples (x_t, x_(t+tau), ...); 0 for none")
+    tuples: int = Field(8, ge=1, description="tuples for each lag and window")
+    tuple_frames: int = Field(3, ge=2, description="frames of a tuple")
+    tuple_hidden: int = Field(64, ge=4, description="width of the critic of tuples")
+    tuple_weight: float = Field(1.0, ge=0, description="of the loss of the critic of tuples")
+    window_weight: float = Field(0.0, ge=0, description="of the loss of a critic of whole windows, which costs more")
     critic_updates: int = Field(5, ge=1, description="updates of the critic for one of the generator")
     gradient_penalty: float = Field(10.0, ge=0)
 
@@ -132,7 +153,8 @@ class TrainConfig(Model):
 class SampleConfig(Model):
     """Sampling of the trained surrogate."""
 
-    n_samples: int = Field(10_000, ge=1)
+    n_samples: int = Field(10_000, ge=1, description="structures, or trajectories")
+    n_frames: int | None = Field(None, ge=4, description="of each trajectory (None: as trained)")
     sampler: Literal["ode", "ancestral"] = Field("ode", description="'ancestral' has no ln q")
     n_steps: int | None = Field(
         None, ge=1, description="'ode': Runge-Kutta steps of 4 evaluations (None: 8); 'ancestral': noise levels (None: 1000)"
@@ -209,12 +231,33 @@ class FarmConfig(Model):
         return self
 
 
+class StatesConfig(Model):
+    """Named states of time series, by cores along a sum of features."""
+
+    along: dict[str, float] = Field(description="weight of each feature in the coordinate, for example {q: 1}")
+    names: tuple[str, ...]
+    cores: tuple[tuple[float, float], ...] = Field(description="intervals of the coordinate, ascending, one for each name")
+
+    @model_validator(mode="after")
+    def _cores_ascend(self) -> StatesConfig:
+        edges = [edge for core in self.cores for edge in core]
+        if len(self.names) != len(self.cores) or len(self.names) < 2 or edges != sorted(edges):
+            raise ValueError("report.states needs two names or more, and as many cores, ascending and apart")
+        return self
+
+
 class ReportConfig(Model):
     """The efficiency report."""
 
     cv: str = Field("phi", description="torsion whose sign separates the two states of the free-energy difference")
     bootstrap_samples: int = Field(200, ge=20)
     baseline_steps: int = Field(100_000, ge=1000, description="steps for measuring the speed of the best plain MD")
+    states: StatesConfig | None = Field(None, description="of trajectories: states whose kinetics are compared")
+    lags: tuple[int, ...] = Field((1, 2, 5, 10, 20, 50), description="of trajectories: frames of the implied timescales")
+    n_clusters: int = Field(100, ge=2, description="of trajectories: centres of k-means of the Markov state models")
+    ck_multiples: tuple[int, ...] = Field((1, 2, 3, 5), description="of trajectories: of the middle lag, Chapman-Kolmogorov")
+    memorisation_frames: int = Field(64, ge=2, description="of trajectories: windows that are looked for in the training set")
+    tolerance: float = Field(1.0, gt=0, description="of trajectories: factor on the tolerances of the quality gate")
 
 
 class RunConfig(Model):
@@ -232,8 +275,15 @@ class RunConfig(Model):
     farm: FarmConfig = FarmConfig()
     report: ReportConfig = ReportConfig()
 
+    @property
+    def makes_trajectories(self) -> bool:
+        """Whether the surrogate makes trajectories of collective variables rather than structures."""
+        return isinstance(self.surrogate, GanConfig)
+
     @model_validator(mode="after")
     def _weights_need_a_density(self) -> RunConfig:
+        if self.makes_trajectories:
+            return self  # `correct` has no weights for it, and says so
         if self.correct.weights and (self.sample.sampler == "ancestral" or not self.sample.log_density):
             raise ValueError(
                 "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +10,13 @@ import numpy as np
 from hpc_molgen.config import n_held_out
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
+from hpc_molgen.files import read_json, write_json
 from hpc_molgen.reweighting import normalised_weights
+from hpc_molgen.systems.observables import make_observables
+from hpc_molgen.trajectories import TrajectorySet, observe, read_trajectories
 
 if TYPE_CHECKING:
+    from hpc_molgen.representations.base import Representation
     from hpc_molgen.run import Run
 
 
@@ -28,6 +33,48 @@ def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
     InputError
         When the reference stage has written nothing, or one of the two parts is empty.
     """
+    parts: dict[bool, list[Ensemble]] = {False: [], True: []}
+    for number, path in _walkers(run):
+        parts[is_held_out(number, run.config.reference.held_out_fraction)].append(read_ensemble(path, run.system))
+    _check_parts(run, *map(len, parts.values()))
+    return Ensemble.concatenate(parts[False]), Ensemble.concatenate(parts[True])
+
+
+def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
+    """Return the collective variables of training and of held-out trajectories, split by trajectory.
+
+    Read where they came as time series, measured on the walkers' frames otherwise (`representation.cvs`). Series that share
+    frames are on one side.
+
+    Raises
+    ------
+    InputError
+        As `load_split`, and when imported series have other features than `representation.cvs` says.
+    """
+    fraction, path = run.config.reference.held_out_fraction, run.path("reference", "series.h5")
+    if path.is_file():
+        found = read_trajectories(path)
+        order = {group: number for number, group in enumerate(dict.fromkeys(found.groups))}
+        aside = np.array([is_held_out(order[group], fraction) for group in found.groups])
+        _check_parts(run, int((~aside).sum()), int(aside.sum()))
+        return found[np.flatnonzero(~aside).tolist()], found[np.flatnonzero(aside).tolist()]
+    measured = make_observables(run.config.representation.cvs, run.system, run.system.positions_nm)
+    walkers = _walkers(run)
+    aside = np.array([is_held_out(number, fraction) for number, _ in walkers])
+    _check_parts(run, int((~aside).sum()), int(aside.sum()))
+    dt_ps = run.config.reference.save_every_ps
+    sides = []
+    for side in (False, True):
+        paths = [path for (_, path), held in zip(walkers, aside, strict=True) if held == side]
+        positions = (read_ensemble(path, run.system).positions_nm for path in paths)
+        features = [observe([x], measured, dt_ps, ["-"]).features[0] for x in positions]
+        names, units = tuple(measured), tuple(unit for _, unit in measured.values())
+        sides.append(TrajectorySet(tuple(features), names, units, dt_ps, tuple(path.stem for path in paths)))
+    return sides[0], sides[1]
+
+
+def _walkers(run: Run) -> list[tuple[int, Path]]:
+    """Numbers and files of the walkers of the reference, all of which must be there."""
     paths = sorted(run.path("reference").glob("walker-*.h5"))
     numbers = [int(path.stem.removeprefix("walker-")) for path in paths]
     expected = len(run.details("reference")["walkers"])
@@ -37,15 +84,50 @@ def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
             f"{run.path('reference')}: walkers {missing} of {expected} are missing; delete done.json there and run the stage "
             "'reference' again: it makes those alone"
         )
-    parts: dict[bool, list[Ensemble]] = {False: [], True: []}
-    for number, path in zip(numbers, paths, strict=True):
-        parts[is_held_out(number, run.config.reference.held_out_fraction)].append(read_ensemble(path, run.system))
-    if not parts[False] or not parts[True]:
+    return list(zip(numbers, paths, strict=True))
+
+
+def _check_parts(run: Run, n_train: int, n_held_out: int) -> None:
+    if not n_train or not n_held_out:
         raise InputError(
-            f"{run.path('reference')}: {len(paths)} trajectories cannot be split into training and held-out ones; "
+            f"{run.path('reference')}: {n_train + n_held_out} trajectories cannot be split into training and held-out ones; "
             "run the stage 'reference', or give at least two trajectories"
         )
-    return Ensemble.concatenate(parts[False]), Ensemble.concatenate(parts[True])
+
+
+def fit_representation(run: Run) -> Representation:
+    """Return the representation of the configuration, its constants learned from the training trajectories.
+
+    Of collective variables it also writes featurize/train.npy and held_out.npy, the channels of all frames in a row, which
+    training reads from disk where it needs them.
+    """
+    from hpc_molgen.representations.base import representation_class
+
+    config = run.config.representation
+    kind = representation_class(config.name)
+    if config.name != "cvs":
+        train, _ = load_split(run)
+        return kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train))
+    from hpc_molgen.representations.cvs import CollectiveVariables
+
+    sides = load_series(run)
+    variables = CollectiveVariables.of_series(run.system, sides[0])
+    for name, side in zip(("train", "held_out"), sides, strict=True):
+        shape = sum(side.n_frames), variables.n_channels
+        written = np.lib.format.open_memmap(run.path("featurize", f"{name}.npy"), "w+", np.float32, shape)
+        first = 0
+        for part in side.features:
+            written[first : first + len(part)] = variables.channels(np.asarray(part))
+            first += len(part)
+        written.flush()
+        write_json(run.path("featurize", f"{name}.json"), {"n_frames": list(side.n_frames), "labels": list(side.labels)})
+    return variables
+
+
+def load_channels(run: Run, side: str) -> tuple[np.ndarray, list[int]]:
+    """Return the channels (n_frames, n_channels) of one side, "train" or "held_out", as a memory map, and series' lengths."""
+    mapped = np.load(run.path("featurize", f"{side}.npy"), mmap_mode="r", allow_pickle=False)
+    return mapped, [int(n) for n in read_json(run.path("featurize", f"{side}.json"))["n_frames"]]
 
 
 def boltzmann_weights(ensemble: Ensemble) -> np.ndarray:

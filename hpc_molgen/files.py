@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,24 @@ def write_atomically(path: Path, data: bytes) -> None:
     EnvironmentProblem
         When the file cannot be written (a full disk, a folder without permission); the message names it.
     """
+    with appearing_whole(path) as partial, open(partial, "wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name; what was written there is synced and gets the name `path` when the block ends without error.
+
+    Raises
+    ------
+    EnvironmentProblem
+        As `write_atomically`.
+    """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:

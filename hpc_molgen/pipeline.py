@@ -28,19 +28,15 @@ def reference(run: Run) -> None:
 
 
 def featurize(run: Run) -> None:
-    """Reference frames of the training walkers -> featurize/representation.safetensors."""
+    """Reference frames of the training walkers -> featurize/representation.safetensors (and time series, for a GAN)."""
     from hpc_molgen import datasets
-    from hpc_molgen.representations.base import representation_class
 
     with run.stage("featurize") as details:
         if run.workers.is_root:
-            train, _ = datasets.load_split(run)
-            kind = representation_class(run.config.representation.name)
-            representation = kind.fit(
-                run.system, run.config.representation, train.positions_nm, datasets.boltzmann_weights(train)
-            )
+            representation = datasets.fit_representation(run)
             representation.save(run.path("featurize", "representation.safetensors"), run.system)
-            details |= {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean, "target": kind.target}
+            sizes = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
+            details |= sizes | {"target": representation.target}
 
 
 def train(run: Run) -> None:
@@ -98,7 +94,7 @@ STAGE_FUNCTIONS = {function.__name__: function for function in (reference, featu
 
 def run_stages(run: Run, stages: Sequence[str] = tuple(STAGES), *, again: bool = False) -> None:
     """Run `stages` in order; those that are finished with the same inputs are skipped unless asked for `again`."""
-    preflight.check_stages(run.config, stages)
+    stages = preflight.check_stages(run.config, stages)
     with run.lock():
         first = run.workers.share[0] == 0  # one job of an array checks for all
         if first and "reference" in stages and not run.workers.from_root(lambda: run.is_done("reference")):

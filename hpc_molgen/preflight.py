@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from hpc_molgen.config import GanConfig
 from hpc_molgen.errors import InputError, UnsupportedForce
 from hpc_molgen.systems.torsions import torsion_by_name
 
@@ -14,20 +13,34 @@ if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
 
 
-def check_stages(config: RunConfig, stages: Sequence[str]) -> None:
-    """Check that the surrogate can serve the stages that are asked for.
+MAX_TIMESTEP_FS = 5.0
+
+
+def check_stages(config: RunConfig, stages: Sequence[str]) -> tuple[str, ...]:
+    """Return the stages that the surrogate can serve, of those that are asked for.
+
+    A surrogate of trajectories knows no ln q, so nothing that it makes can be weighted: `correct` and `farm` are left out of
+    the stages of its runs, and the report shows how far its trajectories agree with held-out MD instead.
 
     Raises
     ------
     InputError
-        For stages that work on structures when the surrogate makes trajectories of collective variables.
+        When nothing is left, or its features have no names to be sampled by.
     """
-    beyond = [stage for stage in stages if stage not in ("reference", "featurize", "train")]
-    if isinstance(config.surrogate, GanConfig) and beyond:
+    if not config.makes_trajectories:
+        return tuple(stages)
+    kept = tuple(stage for stage in stages if stage not in ("correct", "farm"))
+    if stages and not kept:
         raise InputError(
-            f"surrogate.name 'gan' makes trajectories, and the stages {', '.join(beyond)} work on structures: run or submit it "
-            "with --to train"
+            f"surrogate.name 'gan' makes trajectories and knows no ln q, so there are no importance weights, and the stage "
+            f"'{stages[0]}' has nothing to do: 'report' compares them with held-out MD"
         )
+    if config.representation.name != "cvs" and any(stage in ("sample", "report") for stage in kept):
+        raise InputError(
+            "surrogate.name 'gan' samples collective variables by name: set representation.name to cvs and representation.cvs, "
+            "or run it with --to train"
+        )
+    return kept
 
 
 def check(config: RunConfig, system: MolecularSystem) -> None:
@@ -39,13 +52,13 @@ def check(config: RunConfig, system: MolecularSystem) -> None:
         With every problem in one message.
     """
     from hpc_molgen.representations.base import representation_class
-    from hpc_molgen.representations.zmatrix import ZMatrix
 
     topology = system.topology
     checks: list[Callable[[], object]] = [
         lambda: representation_class(config.representation.name),
-        lambda: ZMatrix(topology),
+        lambda: _coordinates(config, system),
         lambda: _flexible(config, system),
+        lambda: _time_step(config, system),
         lambda: _batched(config, system),
     ]
     torsions = [] if config.representation.torsions == "all" else list(config.representation.torsions)
@@ -61,6 +74,25 @@ def check(config: RunConfig, system: MolecularSystem) -> None:
     if problems:
         listed = "\n  ".join(problems)
         raise InputError(f"{len(problems)} problem(s) that a later stage would meet:\n  {listed}")
+
+
+def _coordinates(config: RunConfig, system: MolecularSystem) -> None:
+    from hpc_molgen.representations.zmatrix import ZMatrix
+    from hpc_molgen.systems.observables import make_observables
+
+    if config.representation.name != "cvs":
+        ZMatrix(system.topology)
+    elif system.n_atoms:
+        make_observables(config.representation.cvs, system, system.positions_nm)
+
+
+def _time_step(config: RunConfig, system: MolecularSystem) -> None:
+    light = any(atom.element is not None and atom.element.symbol == "H" for atom in system.topology.atoms)
+    if light and config.reference.timestep_fs > MAX_TIMESTEP_FS:
+        raise InputError(
+            f"reference.timestep_fs {config.reference.timestep_fs:g}: {system.name} has hydrogen atoms, for which at most "
+            f"{MAX_TIMESTEP_FS:g} fs are stable"
+        )
 
 
 def _batched(config: RunConfig, system: MolecularSystem) -> None:

@@ -126,6 +126,8 @@ class Run:
         """Sections of the configuration that a stage depends on, and the stages whose files it reads."""
         if stage == "farm" and self.config.farm.starts is not None:
             return ("system", "farm"), ()
+        if stage == "report" and self.config.makes_trajectories:
+            return ("report",), ("reference", "train", "sample")
         return STAGES[stage]
 
     def fingerprint(self, stage: str) -> str:

@@ -13,10 +13,12 @@ from hpc_molgen.ensemble import Ensemble, read_attributes, read_ensemble, write_
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 from hpc_molgen.workers import Stopwatch, local_rank
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
+    from hpc_molgen.surrogates.base import Surrogate
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Shard:
     surrogate: Path
     representation: Path
     path: Path
+    dt_ps: float
 
 
 def n_steps(config: SampleConfig) -> int:
@@ -47,7 +50,9 @@ def plan_shards(run: Run) -> list[Shard]:
         n = min(config.shard_size, config.n_samples - start)
         files = (run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors"))
         path = run.path("sample", f"shard-{index:05d}.h5")
-        shards.append(Shard(index, start, n, run.system, config, run.config.seed, *files, path))
+        shards.append(
+            Shard(index, start, n, run.system, config, run.config.seed, *files, path, run.config.reference.save_every_ps)
+        )
     return shards
 
 
@@ -68,6 +73,9 @@ def _draw(shard: Shard) -> None:
     torch.set_num_threads(1)  # shards are the parallelism: one core each
     watch = Stopwatch()
     surrogate = load_surrogate(shard.surrogate, shard.system.key)
+    if surrogate.of == "trajectories":
+        _draw_series(shard, surrogate, watch)
+        return
     if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
         raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
     if torch.cuda.is_available():
@@ -89,8 +97,27 @@ def _draw(shard: Shard) -> None:
     write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
 
 
+def _draw_series(shard: Shard, surrogate: Surrogate, watch: Stopwatch) -> None:
+    """Draw whole trajectories of collective variables."""
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.representations.cvs import CollectiveVariables
+
+    variables = load_representation(shard.representation, shard.system)
+    if not isinstance(variables, CollectiveVariables):
+        raise InputError("sampling trajectories needs representation.name cvs: other features have no name to be read by")
+    seed = derive_seed(shard.seed, "sample", shard.index)
+    channels, _ = surrogate.sample(shard.n, seed, n_frames=shard.config.n_frames)
+    features = variables.features(channels.cpu().numpy())
+    numbers = range(shard.start, shard.start + shard.n)
+    labels = tuple(f"generated {number}" for number in numbers)
+    made = TrajectorySet(tuple(features), variables.names, variables.units, shard.dt_ps, labels)
+    made.write(shard.path, {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s})
+
+
 def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:
-    """Join the shards into proposals.h5 and return the figures of the stage."""
+    """Join the shards into proposals.h5, or trajectories.h5, and return the figures of the stage."""
+    if run.config.makes_trajectories:
+        return _merge_series(run, shards, costs)
     ensemble = Ensemble.concatenate([read_ensemble(shard.path, run.system) for shard in shards])
     write_ensemble(
         run.path("sample", "proposals.h5"), ensemble, run.system, seed=run.config.seed, config_yaml=dump_config(run.config)
@@ -101,3 +128,12 @@ def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -
     cpu_s = sum(cost["cpu_s"] for cost in costs)
     evaluations = n_steps(config) * (4 if config.sampler == "ode" else 1)
     return {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s, "network_evaluations": evaluations}
+
+
+def _merge_series(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:
+    made = TrajectorySet.concatenate([read_trajectories(shard.path) for shard in shards])
+    made.write(run.path("sample", "trajectories.h5"))
+    for shard in shards:
+        shard.path.unlink()
+    cpu_s, n_frames = sum(cost["cpu_s"] for cost in costs), sum(made.n_frames)
+    return {"n": len(made), "n_frames": n_frames, "cpu_s": cpu_s, "frames_per_cpu_s": n_frames / cpu_s}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import write_atomically
-
-Observable = Callable[[np.ndarray], np.ndarray]
+from hpc_molgen.files import appearing_whole
+from hpc_molgen.systems.observables import Observable
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class TrajectorySet:
         Time between frames; nan where the source names no unit of time.
     labels : tuple of str
         One for each trajectory: where it comes from.
+    groups : tuple of int
+        Trajectories of one group share frames and belong on one side of a split; each is a group of its own by default.
     """
 
     features: tuple[np.ndarray, ...]
@@ -37,6 +38,7 @@ class TrajectorySet:
     units: tuple[str, ...]
     dt_ps: float
     labels: tuple[str, ...]
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -44,6 +46,10 @@ class TrajectorySet:
         n = len(self.feature_names)
         if len(self.units) != n or len(self.labels) != len(self.features):
             raise InputError(f"{n} features need {n} units, and {len(self.features)} trajectories as many labels")
+        if not self.groups:
+            object.__setattr__(self, "groups", tuple(range(len(self.features))))
+        if len(self.groups) != len(self.features):
+            raise InputError(f"{len(self.features)} trajectories with {len(self.groups)} groups")
         for label, series in zip(self.labels, self.features, strict=True):
             if series.ndim != 2 or series.shape[1] != n:
                 raise InputError(f"{label}: features of shape {series.shape}, expected (n_frames, {n})")
@@ -56,7 +62,10 @@ class TrajectorySet:
     def __getitem__(self, index: int | slice | Sequence[int]) -> TrajectorySet:
         chosen = np.atleast_1d(np.arange(len(self))[index]).tolist()
         return dataclasses.replace(
-            self, features=tuple(self.features[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen)
+            self,
+            features=tuple(self.features[i] for i in chosen),
+            labels=tuple(self.labels[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen),
         )
 
     @property
@@ -64,19 +73,25 @@ class TrajectorySet:
         """Length of each trajectory."""
         return tuple(len(series) for series in self.features)
 
-    def write(self, path: Path) -> None:
-        """Write an HDF5 file with one data set per trajectory."""
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
+    def write(self, path: Path, attributes: dict[str, Any] | None = None) -> None:
+        """Write an HDF5 file with one data set per trajectory, and `attributes` of the group `hpc_molgen`."""
+        with appearing_whole(path) as partial, h5py.File(partial, "w") as file:
             group = file.create_group("trajectories")
             for number, (label, series) in enumerate(zip(self.labels, self.features, strict=True)):
-                group.create_dataset(f"{number:06d}", data=series).attrs["label"] = label
+                group.create_dataset(f"{number:06d}", data=series).attrs.update({"label": label, "group": self.groups[number]})
             file.attrs.update({"feature_names": list(self.feature_names), "units": list(self.units), "dt_ps": self.dt_ps})
-        write_atomically(path, buffer.getvalue())
+            file.create_group("hpc_molgen").attrs.update(attributes or {})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TrajectorySet]) -> TrajectorySet:
+        """Join sets of the same features; every trajectory is a group of its own."""
+        features = tuple(values for part in parts for values in part.features)
+        labels = tuple(label for part in parts for label in part.labels)
+        return dataclasses.replace(parts[0], features=features, labels=labels, groups=())
 
 
 def read_trajectories(path: Path, dt_ps: float = float("nan")) -> TrajectorySet:
-    """Read a file of `TrajectorySet.write`, or a folder of .npy files, each of shape (n_frames, n_features).
+    """Read a file of `TrajectorySet.write`, or a folder of .npy files of shape (n_frames, n_features); values stay on disk.
 
     Raises
     ------
@@ -90,14 +105,23 @@ def read_trajectories(path: Path, dt_ps: float = float("nan")) -> TrajectorySet:
             group = file["trajectories"]
             names = sorted(group)
             return TrajectorySet(
-                features=tuple(group[name][:] for name in names),
+                features=tuple(_mapped(path, group[name]) for name in names),
                 feature_names=tuple(map(str, file.attrs["feature_names"])),
                 units=tuple(map(str, file.attrs["units"])),
                 dt_ps=float(file.attrs["dt_ps"]),
                 labels=tuple(str(group[name].attrs["label"]) for name in names),
+                groups=tuple(int(group[name].attrs.get("group", number)) for number, name in enumerate(names)),
             )
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: not a readable set of trajectories ({error})") from error
+
+
+def _mapped(path: Path, values: h5py.Dataset) -> np.ndarray:
+    """Return a data set as a memory map where it lies in the file as it is."""
+    offset = values.id.get_offset()
+    if offset is None:
+        return np.asarray(values[:])
+    return np.memmap(path, values.dtype, "r", offset, values.shape)
 
 
 def _read_folder(path: Path, dt_ps: float) -> TrajectorySet:
@@ -107,7 +131,7 @@ def _read_folder(path: Path, dt_ps: float) -> TrajectorySet:
     features = []
     for file in files:
         try:
-            series = np.load(file, allow_pickle=False)
+            series = np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{file}: not a readable .npy file of plain numbers ({error})") from error
         features.append(series[:, None] if series.ndim == 1 else series)

@@ -66,6 +66,8 @@ class Engine:
         Heavy hydrogens: mass moved from the bonded heavy atom.
     bias : TorsionBias, optional
         Static bias.
+    integrator : str
+        "langevin", or "brownian" for overdamped motion: Euler and Maruyama's scheme with D = kT / (m friction).
     restraint : Restraint, optional
         Springs, without strength until `restart` gives them some.
     temperature_kelvin, pressure_bar : float, optional
@@ -85,6 +87,7 @@ class Engine:
         constraints: str = "none",
         hydrogen_mass_amu: float | None = None,
         bias: TorsionBias | None = None,
+        integrator: str = "langevin",
         restraint: Restraint | None = None,
         temperature_kelvin: float | None = None,
         pressure_bar: float | None = None,
@@ -109,15 +112,15 @@ class Engine:
             )
             self._barostat.setRandomNumberSeed(seed)
             openmm_system.addForce(self._barostat)
-        integrator = openmm.LangevinMiddleIntegrator(
-            self.temperature_kelvin * unit.kelvin, friction_per_ps / unit.picosecond, timestep_fs * unit.femtosecond
-        )
-        integrator.setRandomNumberSeed(seed)
-        integrator.setConstraintTolerance(1e-8)
+        conditions = self.temperature_kelvin * unit.kelvin, friction_per_ps / unit.picosecond, timestep_fs * unit.femtosecond
+        kind = openmm.BrownianIntegrator if integrator == "brownian" else openmm.LangevinMiddleIntegrator
+        moved_by = kind(*conditions)
+        moved_by.setRandomNumberSeed(seed)
+        moved_by.setConstraintTolerance(1e-8)
         self._context = openmm.Context(
-            openmm_system, integrator, openmm.Platform.getPlatformByName(platform), _platform_properties(platform, device_index)
+            openmm_system, moved_by, openmm.Platform.getPlatformByName(platform), _platform_properties(platform, device_index)
         )
-        self._integrator, self._call_steps = integrator, 1
+        self._integrator, self._call_steps = moved_by, 1
         self.degrees_of_freedom = degrees_of_freedom(openmm_system)
         self.set_positions(system.positions_nm)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from hpc_molgen.config import ReferenceConfig
 from hpc_molgen.dynamics.choice import choose_energies, energy_function
 from hpc_molgen.ensemble import Ensemble, write_ensemble
 from hpc_molgen.errors import InputError
+from hpc_molgen.overlaps import find_parents
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 from hpc_molgen.workers import Stopwatch
 
 MIN_FRAMES = 100
+SERIES = "series.h5"  # of the reference stage: time series that came without structures
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,28 @@ class ImportTask:
     path: Path
 
 
-def plan_imports(system: MolecularSystem, config: ReferenceConfig, directory: Path) -> list[ImportTask]:
-    """One task per file; a single file is cut into two contiguous segments, so that one can be held out."""
+@dataclass(frozen=True)
+class SeriesTask:
+    """Time series without structures: folders of .npy files, or files of `TrajectorySet.write`."""
+
+    sources: tuple[Path, ...]
+    dt_ps: float
+    path: Path
+
+
+def plan_imports(
+    system: MolecularSystem, config: ReferenceConfig, directory: Path
+) -> list[ImportTask] | list[SeriesTask]:  # fmt: skip
+    """One task per file; a single file is cut into two contiguous segments, so that one can be held out.
+
+    A system without atoms takes time series, which are one task: what they have in common is found and joined.
+    """
     sources = [Path(name) for name in config.trajectories]
+    if not system.n_atoms:
+        missing = [source for source in sources if not source.exists()]
+        if missing or not sources:
+            raise InputError(f"{missing[0] if missing else 'reference.trajectories'}: there are no such time series")
+        return [SeriesTask(tuple(sources), config.save_every_ps, directory / SERIES)]
     for source in sources:
         if not source.is_file():
             raise InputError(f"{source}: there is no such trajectory (reference.trajectories)")
@@ -95,3 +119,45 @@ def import_trajectory(task: ImportTask) -> Path:
     }  # fmt: skip
     write_ensemble(task.path, ensemble, task.system, seed=0, attributes=attributes)
     return task.path
+
+
+def import_series(task: SeriesTask) -> list[Path]:
+    """Write time series to one file: copies left out, windows of one series joined, what shares frames in one group.
+
+    A single series is cut into two contiguous halves, so that one can be held out.
+
+    Raises
+    ------
+    InputError
+        When they cannot be read, differ in their features, or are too short.
+    """
+    if task.path.exists():
+        return [task.path]
+    sets = [read_trajectories(source, task.dt_ps) for source in task.sources]
+    if len({part.feature_names for part in sets}) > 1:
+        raise InputError(f"{task.sources[0]} and others differ in their features: {[part.feature_names for part in sets]}")
+    features = [values for part in sets for values in part.features]
+    labels = [label for part in sets for label in part.labels]
+    parents = find_parents(features)
+    groups = [parent.group for parent in parents]
+    log.info("reference: %s", describe_parents(len(features), [len(p.members) for p in parents], len(set(groups))))
+    joined = [parent.assemble(features) for parent in parents]
+    names = [labels[parent.members[0][0]] for parent in parents]
+    if len(set(groups)) == 1:
+        if len(joined) > 1:
+            raise InputError("all time series share frames, though not as windows of one: they cannot be split into two sides")
+        middle = len(joined[0]) // 2
+        joined, names, groups = [joined[0][:middle], joined[0][middle:]], [f"{names[0]}, {half}" for half in "ab"], [0, 1]
+    if (shortest := min(map(len, joined))) < MIN_FRAMES:
+        raise InputError(f"{task.sources[0]}: a series of {shortest} frames is too short ({MIN_FRAMES} are needed)")
+    first = sets[0]
+    TrajectorySet(tuple(joined), first.feature_names, first.units, first.dt_ps, tuple(names), tuple(groups)).write(task.path)
+    return [task.path]
+
+
+def describe_parents(n_series: int, members: list[int], n_groups: int) -> str:
+    """Return what was found of series that repeat each other, in words."""
+    text = f"{n_series} time series are {len(members)} different one(s)"
+    joined = [n for n in members if n > 1]
+    text += f", {sum(joined)} of them being copies or overlapping windows that make {len(joined)}" if joined else ""
+    return text + (f"; some share frames: {n_groups} groups that no split divides" if n_groups < len(members) else "")

@@ -14,8 +14,8 @@ from hpc_molgen.config import ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
 from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
 from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, simulate_copies, simulate_ladders
-from hpc_molgen.dynamics.engine import Engine
-from hpc_molgen.dynamics.imported import ImportTask, import_trajectory, plan_imports
+from hpc_molgen.dynamics.engine import Engine, fastest_platform
+from hpc_molgen.dynamics.imported import SERIES, ImportTask, SeriesTask, import_series, import_trajectory, plan_imports
 from hpc_molgen.dynamics.modified import TorsionBias
 from hpc_molgen.ensemble import Ensemble, read_attributes, write_ensemble
 from hpc_molgen.errors import InputError
@@ -47,7 +47,10 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     if config.bias_torsion is not None:
         bias = flattening_bias(system, torsion_by_name(system.topology, config.bias_torsion), derive_seed(seed, "bias"))
     asked = BATCHED if config.tempering_kelvin else config.platform
-    platform = choose_dynamics(system, asked, config.n_walkers)
+    if config.integrator == "brownian" and asked == "auto":  # which the batched engine does not know
+        platform = fastest_platform(system)
+    else:
+        platform = choose_dynamics(system, asked, config.n_walkers)
     starts = np.repeat(system.positions_nm[None], config.n_walkers, axis=0)
     if config.starts == "spread":
         starts = spread_structures(system, config.n_walkers, seed)
@@ -127,7 +130,7 @@ def _simulate_each(tasks: list[WalkerTask], attempt: int) -> str:
         try:
             engine = Engine(
                 task.system, task.platform, seed, timestep_fs=protocol.timestep_fs, constraints=protocol.constraints,
-                friction_per_ps=protocol.friction_per_ps, bias=task.bias,
+                friction_per_ps=protocol.friction_per_ps, bias=task.bias, integrator=task.config.integrator,
             )  # fmt: skip
             engine.set_positions(task.start_nm)
             minimised = engine.minimise(protocol.minimise_iterations)
@@ -169,7 +172,7 @@ def _write(task: WalkerTask, seed: int, copy: CopyFrames, engine: str, spent: di
     write_ensemble(task.path, ensemble, system, seed=seed, config_yaml=dump_config(task.config), attributes=attributes)
 
 
-ReferenceTask = tuple[WalkerTask, ...] | ImportTask
+ReferenceTask = tuple[WalkerTask, ...] | ImportTask | SeriesTask
 
 
 def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path) -> Sequence[ReferenceTask]:
@@ -186,18 +189,23 @@ def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, 
 
 def run_reference(task: ReferenceTask) -> list[Path]:
     """Simulate or import the trajectories of one item; return their files."""
+    if isinstance(task, SeriesTask):
+        return import_series(task)
     return [import_trajectory(task)] if isinstance(task, ImportTask) else run_walkers(task)
 
 
 def n_trajectories(tasks: Sequence[ReferenceTask]) -> int:
     """How many trajectories the tasks make."""
-    return sum(1 if isinstance(task, ImportTask) else len(task) for task in tasks)
+    return sum(len(task) if isinstance(task, tuple) else 1 for task in tasks)
 
 
 def walker_costs(paths: list[Path]) -> list[dict[str, float]]:
     """Return CPU seconds, wall seconds and simulated ns of each walker's file."""
     costs = []
     for path in paths:
+        if path.name == SERIES:
+            costs.append({"cpu_s": 0.0, "wall_s": 0.0, "ns": 0.0})
+            continue
         attributes = read_attributes(path)
         simulated_ns = float(attributes["n_steps"]) * float(attributes["timestep_fs"]) * 1e-6
         costs.append({"cpu_s": float(attributes["cpu_s"]), "wall_s": float(attributes["wall_s"]), "ns": simulated_ns})

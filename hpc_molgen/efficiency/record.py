@@ -30,7 +30,7 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "name": run.config.name,
         "system": {"name": run.system.name, "key": run.system.key, "description": run.system.description},
-        "verdict": _verdict(verdict),
+        "verdict": verdict_record(verdict),
         "weights": evidence.diagnostics,
         "torsions": {"names": evidence.torsions.names, "notes": evidence.torsions.notes},
         "delta_f": _delta_f(findings, labels, verdict.checks),
@@ -56,7 +56,8 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def verdict_record(verdict: Verdict) -> dict[str, Any]:
+    """Return the verdict as data."""
     return {
         "sentence": verdict.sentence,
         "headline": verdict.headline,

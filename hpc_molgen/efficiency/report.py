@@ -12,16 +12,17 @@ import numpy as np
 
 from hpc_molgen import __version__
 from hpc_molgen.analysis import kinetics
-from hpc_molgen.efficiency import document, economics, figures
+from hpc_molgen.efficiency import document, economics, figures, series_report
 from hpc_molgen.efficiency.baseline import measure_speeds
 from hpc_molgen.efficiency.costs import collect_costs
-from hpc_molgen.efficiency.document import Results
+from hpc_molgen.efficiency.document import Results, Section
 from hpc_molgen.efficiency.evidence import Evidence, gather
 from hpc_molgen.efficiency.findings import TICA_LAG_PS, Findings, analyse
-from hpc_molgen.efficiency.record import report_record, stage_provenance
-from hpc_molgen.efficiency.verdict import decide, gate
-from hpc_molgen.errors import EnvironmentProblem
-from hpc_molgen.files import write_json
+from hpc_molgen.efficiency.record import report_record, stage_provenance, verdict_record
+from hpc_molgen.efficiency.series_findings import analyse_series
+from hpc_molgen.efficiency.series_verdict import decide_series
+from hpc_molgen.efficiency.verdict import Verdict, decide, gate
+from hpc_molgen.files import write_atomically, write_json
 from hpc_molgen.provenance import provenance
 
 if TYPE_CHECKING:
@@ -38,19 +39,32 @@ def write_report(run: Run) -> dict[str, Any]:
     InputError
         When a stage that the report needs has not run.
     """
+    if run.config.makes_trajectories:
+        return _write_series_report(run)
     evidence = gather(run)
     findings = analyse(evidence, run.system.kt_kj_mol, run.config.report.bootstrap_samples, run.config.seed)
     results = _conclude(run, evidence, findings)
     lag = _draw(run, results)
     results = replace(results, tica_lag=lag)
-    try:
-        _render(run, results)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{run.path('report')}: cannot be written ({error}); make space and run the report again"
-        ) from error
+    target = document.target_note(results.evidence.diagnostics)
+    _render(run, results.verdict, document.key_figures(run, results), target, document.sections(run, results))
     write_json(run.path("report", "report.json"), report_record(run, results))
-    verdict = results.verdict
+    return _figures_of(results.verdict)
+
+
+def _write_series_report(run: Run) -> dict[str, Any]:
+    """Write the report on a surrogate of trajectories."""
+    findings = analyse_series(run)
+    verdict = decide_series(findings, run.config.report.tolerance)
+    series_report.draw(run.path("report", "figures"), findings)
+    parts = series_report.sections(run, findings)
+    _render(run, verdict, series_report.key_figures(findings), series_report.TARGET, parts)
+    record = {"verdict": verdict_record(verdict), "findings": series_report.record(findings), "provenance": provenance()}
+    write_json(run.path("report", "report.json"), record)
+    return _figures_of(verdict)
+
+
+def _figures_of(verdict: Verdict) -> dict[str, Any]:
     return {"gate_passed": verdict.gate_passed, "headline": verdict.headline, "sentence": verdict.sentence}
 
 
@@ -120,10 +134,18 @@ def _draw_tica(directory: Path, results: Results) -> str:
     return words
 
 
-def _render(run: Run, results: Results) -> None:
+def _render(
+    run: Run, verdict: Verdict, key_figures: list[tuple[str, str]], target: str, parts: list[Section]
+) -> None:  # fmt: skip
+    """Write report.html and report.md.
+
+    Raises
+    ------
+    EnvironmentProblem
+        When they cannot be written.
+    """
     import jinja2
 
-    parts = document.sections(run, results)
     images = {
         name: "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
         for part in parts
@@ -134,9 +156,9 @@ def _render(run: Run, results: Results) -> None:
         "system": run.system.name,
         "version": __version__,
         "date": time.strftime("%Y-%m-%d"),
-        "verdict": results.verdict,
-        "key_figures": document.key_figures(run, results),
-        "target": document.target_note(results.evidence.diagnostics),
+        "verdict": verdict,
+        "key_figures": key_figures,
+        "target": target,
         "sections": parts,
         "images": images,
         "machines": _machines(run),
@@ -149,9 +171,7 @@ def _render(run: Run, results: Results) -> None:
             undefined=jinja2.StrictUndefined,
         )  # fmt: skip
         text = environment.get_template(f"{name}.j2").render(values)
-        partial = run.path("report", f"{name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(run.path("report", name))
+        write_atomically(run.path("report", name), text.encode())
 
 
 def _machines(run: Run) -> list[list[str]]:

@@ -25,12 +25,12 @@ from hpc_molgen.farm import trajectory
 from hpc_molgen.farm.boxes import boxed
 from hpc_molgen.farm.copies import BatchedCopies, Copies, GromacsCopy, OpenMMCopy, Recorded, kinetic_temperature
 from hpc_molgen.farm.job import Job, finished
-from hpc_molgen.farm.observables import make_observables
 from hpc_molgen.farm.plan import Task
 from hpc_molgen.farm.protocol import make_protocol, segment_steps
 from hpc_molgen.files import write_atomically
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.structures import pdb_text
+from hpc_molgen.systems.observables import make_observables
 from hpc_molgen.workers import Stopwatch
 
 log = logging.getLogger(__name__)

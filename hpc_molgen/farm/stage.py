@@ -17,11 +17,11 @@ from hpc_molgen.farm.job import Job, replica_path
 from hpc_molgen.farm.leases import Lease, Leases
 from hpc_molgen.farm.ledger import Ledger, Standing
 from hpc_molgen.farm.limits import time_left
-from hpc_molgen.farm.observables import make_observables
 from hpc_molgen.farm.plan import Plan, Task, make_plan, processes_per_gpu
 from hpc_molgen.farm.replica import run_task
 from hpc_molgen.farm.scheduler import Work, n_workers, run_farm
 from hpc_molgen.files import write_json
+from hpc_molgen.systems.observables import make_observables
 from hpc_molgen.workers import ShareDone, Stopwatch, cpu_seconds
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 REPRESENTATIONS = {
     "torsion": "hpc_molgen.representations.torsion:TorsionRepresentation",
+    "cvs": "hpc_molgen.representations.cvs:CollectiveVariables",
     "internal": "hpc_molgen.representations.internal:InternalRepresentation",
 }
 

@@ -1,8 +1,9 @@
-"""What a replica measures of every frame while it runs."""
+"""Observables of molecules by name: what replicas measure while they run, and the collective variables of trajectories."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import mdtraj
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
-from hpc_molgen.trajectories import Observable
 
+Observable = Callable[[np.ndarray], np.ndarray]
 CONTACT_NM = 0.45  # between heavy atoms of residues at least four apart, in the native structure
 CONTACT_STEEPNESS_PER_NM = 50.0
 CONTACT_SLACK = 1.8
+AXES = ("x", "y", "z")
 
 
 def make_observables(
@@ -26,7 +28,8 @@ def make_observables(
     ----------
     names : tuple of str
         "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "q" (share of the native
-        contacts of the system's own structure), or a torsion ("phi", "chi1", ...; with an index if several).
+        contacts of the system's own structure), "x", "y", "z" (of the first particle), or a torsion ("phi", "chi1", ...; with
+        an index if several).
     start_nm : np.ndarray, shape=(n_atoms, 3)
 
     Raises
@@ -42,6 +45,8 @@ def make_observables(
             found[name] = (_radius_of_gyration(system), "nanometers")
         elif name == "q":
             found[name] = (_native_contacts(system), "dimensionless")
+        elif name in AXES:
+            found[name] = (_coordinate(AXES.index(name)), "nanometers")
         else:
             found[name] = (_torsion(system, name), "radians")
     return found
@@ -84,7 +89,7 @@ def _native_contacts(system: MolecularSystem) -> Observable:
         if abs(residue[i] - residue[j]) > 3 and np.linalg.norm(native[i] - native[j]) < CONTACT_NM
     ]
     if not close:
-        raise InputError(f"farm.observables: {system.name} has no native contacts for 'q'")
+        raise InputError(f"observables: {system.name} has no native contacts for 'q'")
     i, j = np.array(close).T
     lengths = np.linalg.norm(native[i] - native[j], axis=1)
 
@@ -97,9 +102,13 @@ def _native_contacts(system: MolecularSystem) -> Observable:
     return contacts
 
 
+def _coordinate(axis: int) -> Observable:
+    return lambda positions_nm: np.asarray(positions_nm, dtype=np.float64)[:, 0, axis]
+
+
 def _torsion(system: MolecularSystem, name: str) -> Observable:
     try:
         quad = torsion_by_name(system.topology, name)
     except InputError as error:
-        raise InputError(f"farm.observables: {error}; other names are: rmsd, rg, q") from error
+        raise InputError(f"observables: {error}; other names are: rmsd, rg, q, and x, y, z of a single particle") from error
     return lambda positions_nm: torsion_angles(positions_nm, quad)

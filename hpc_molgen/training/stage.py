@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from hpc_molgen import datasets
+from hpc_molgen.config import GanConfig
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation, load_representation
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from hpc_molgen.config import SurrogateConfig
     from hpc_molgen.run import Run
 
+MAX_WINDOWS = 2_000_000
+HOW_DATA_ARE_CUT = ("windows", "time_bins")
+
 
 def build_surrogate(config: SurrogateConfig, representation: Representation, seed: int) -> Surrogate:
     """Make an untrained surrogate for a representation, its weights drawn from the seed."""
@@ -30,7 +37,7 @@ def build_surrogate(config: SurrogateConfig, representation: Representation, see
     sizes = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
     if kind.of == "trajectories":
         sizes = {"n_channels": 2 * representation.n_torus + representation.n_euclidean}
-    return kind(**sizes, **config.model_dump(exclude={"name"}))
+    return kind(**sizes, **config.model_dump(exclude={"name", *HOW_DATA_ARE_CUT}))
 
 
 def structures(ensemble: Ensemble, representation: Representation) -> TrainingSet:
@@ -70,17 +77,63 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
         When trajectories are asked for and the reference is biased or tempered: weights give back its averages, not its
         kinetics.
     """
-    train, held_out = datasets.load_split(run)
-    if surrogate_class(run.config.surrogate.name).of == "structures":
+    config, reference = run.config.surrogate, run.config.reference
+    if not isinstance(config, GanConfig):
+        train, held_out = datasets.load_split(run)
         return structures(train, representation), structures(held_out, representation)
-    reference = run.config.reference
     if not reference.trajectories and (reference.bias_torsion or reference.tempering_kelvin):
         raise InputError(
             "a surrogate of trajectories learns the kinetics of plain MD: set reference.bias_torsion to null and "
             "reference.tempering_kelvin to []"
         )
-    length = run.config.surrogate.n_frames  # type: ignore[union-attr]
-    return windows(train, representation, length), windows(held_out, representation, length)
+    if representation.name == "cvs":
+        return _windows_on_disk(run, "train", config), _windows_on_disk(run, "held_out", config)
+    train, held_out = datasets.load_split(run)
+    return windows(train, representation, config.n_frames), windows(held_out, representation, config.n_frames)
+
+
+def _windows_on_disk(run: Run, side: str, config: GanConfig) -> TrainingSet:
+    """Windows of the channels that `featurize` wrote; pages are read when a batch wants them."""
+    channels, lengths = datasets.load_channels(run, side)
+    starts = torch.as_tensor(window_starts(lengths, config.n_frames, config.windows, config.time_bins))
+    with warnings.catch_warnings():  # that the map cannot be written
+        warnings.simplefilter("ignore", UserWarning)
+        features = torch.from_numpy(channels)
+    return TrainingSet(features, torch.ones(len(starts)), starts, config.n_frames)
+
+
+def window_starts(lengths: Sequence[int], length: int, how: str, time_bins: int) -> np.ndarray:
+    """Return the first frames of windows of `length` frames in series that follow each other.
+
+    Parameters
+    ----------
+    how : str
+        "random": every window (of long data every n-th, so that there are at most two million); "chunks": one after the
+        other; "bins": the first window of each of `time_bins` equal parts of every series; "whole": series of just this
+        length.
+
+    Raises
+    ------
+    InputError
+        When there is no such window.
+    """
+    edges = np.concatenate([[0], np.cumsum(lengths)])
+    total = sum(max(0, n - length + 1) for n in lengths)
+    starts = []
+    for first, n in zip(edges, lengths, strict=False):
+        last = n - length
+        if last < 0 or (how == "whole" and last):
+            continue
+        if how == "bins":
+            own = np.arange(time_bins) * n // time_bins
+            own = own[own <= last]
+        else:
+            own = np.arange(0, last + 1, length if how in ("chunks", "whole") else max(1, total // MAX_WINDOWS))
+        starts.append(first + own)
+    if not starts:
+        what = f"series of exactly {length} frames" if how == "whole" else f"series of at least {length} frames"
+        raise InputError(f"surrogate.n_frames {length} with surrogate.windows '{how}' needs {what}; lengths are {lengths[:5]}")
+    return np.concatenate(starts)
 
 
 def train_surrogate(run: Run) -> dict[str, Any]:

@@ -13,13 +13,17 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.surrogates.base import load_surrogate
 from hpc_molgen.surrogates.gan.surrogate import TrajectoryGan
 
-SIZES = {"n_frames": 11, "n_channels": 2, "hidden": 6, "latent": 3}
+SIZES = {
+    "n_frames": 11, "n_channels": 2, "hidden": 6, "widest": 8, "levels": 2, "latent": 3, "tuple_hidden": 5, "tuples": 2,
+    "tuple_frames": 2,
+}  # fmt: skip
+ALONE = {"lags": 0}  # the critic of windows alone
 
 
 def small(seed: int = 0, **changes: int | float) -> TrajectoryGan:
     """A small GAN in float64 with biases that are not zero."""
     torch.manual_seed(seed)
-    gan = TrajectoryGan(**{**SIZES, **changes}).double()  # type: ignore[arg-type]
+    gan = TrajectoryGan(**{**SIZES, "window_weight": 1.0, **changes}).double()  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in gan.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -41,20 +45,51 @@ def noise_of(gan: TrajectoryGan, part: str, n: int, seed: int = 2) -> tuple[torc
 def slopes(gan: TrajectoryGan, series: torch.Tensor, step: float = 1e-5) -> torch.Tensor:
     """Central differences (n_frames, n_channels) of the critic at one series, one value at a time."""
     moves = step * torch.eye(series.numel(), dtype=torch.float64).reshape(-1, *series.shape)
-    return ((gan.critic(series + moves) - gan.critic(series - moves)) / (2 * step)).reshape(series.shape)
+    critic = gan.critic.window
+    return ((critic(series + moves) - critic(series - moves)) / (2 * step)).reshape(series.shape)
 
 
 def test_critic_loss_is_the_formula_with_gradients_by_finite_differences() -> None:
-    gan = small(gradient_penalty=7.0)
-    batch, (z, share) = data(gan, 5), noise_of(gan, "critic", 5)
-    found = gan.loss("critic", batch, (z, share))
+    gan = small(gradient_penalty=7.0, **ALONE)
+    batch, (z, _, share, _) = data(gan, 5), noise_of(gan, "critic", 5)
+    found = gan.loss("critic", batch, noise_of(gan, "critic", 5))
     assert found.shape == (5,) and (share >= 0).all() and (share < 1).all()
+    critic = gan.critic.window
     with torch.no_grad():
         for index in range(5):
-            fake = gan.generator(z[index : index + 1])[0]
+            fake = gan.generator(z[index : index + 1], 11)[0]
             norm = slopes(gan, share[index] * batch[index] + (1 - share[index]) * fake).norm()
-            gap = gan.critic(fake[None])[0] - gan.critic(batch[index : index + 1])[0]
+            gap = critic(fake[None])[0] - critic(batch[index : index + 1])[0]
             assert float(found[index]) == pytest.approx(float(gap + 7 * (norm - 1) ** 2), rel=1e-7)
+
+
+def test_loss_of_tuples_is_the_formula_for_each_lag_and_pair() -> None:
+    """Pairs are taken where the drawn numbers say, at every lag that fits; the penalty by finite differences."""
+    gan = small(gradient_penalty=7.0, window_weight=0.0, tuple_weight=3.0, lags=7)
+    assert gan.lag_frames == [1, 2, 4] and gan.critic.tuples is not None
+    batch, noise = data(gan, 4), noise_of(gan, "critic", 4)
+    z, begins, _, share = noise
+    found, step = gan.loss("critic", batch, noise), 1e-5
+    with torch.no_grad():
+        fake = gan.generator(z, 11)
+        for item in range(4):
+            total = 0.0
+            for row, lag in enumerate(gan.lag_frames):
+                for number in range(2):
+                    start = int(begins[item, row, number] * (11 - lag))
+                    real, made = (torch.cat([x[item, start], x[item, start + lag]]) for x in (batch, fake))
+
+                    def value(pair: torch.Tensor, row: int = row) -> float:
+                        every = torch.zeros((1, 3, 1, 4), dtype=torch.float64)
+                        every[0, row, 0] = pair
+                        assert gan.critic.tuples is not None
+                        return float(gan.critic.tuples(every)[0, row, 0])
+
+                    at = share[item, row, number] * real + (1 - share[item, row, number]) * made
+                    moves = step * torch.eye(4, dtype=torch.float64)
+                    slope = torch.tensor([(value(at + move) - value(at - move)) / (2 * step) for move in moves])
+                    total += value(made) - value(real) + 7 * float((slope.norm() - 1) ** 2)
+            assert float(found[item]) == pytest.approx(3 * total / 6, rel=1e-6, abs=1e-6)
 
 
 def test_gradient_of_the_critic_loss_holds_the_second_derivatives() -> None:
@@ -78,32 +113,39 @@ def test_gradient_of_the_critic_loss_holds_the_second_derivatives() -> None:
 def test_a_flat_critic_has_finite_gradients() -> None:
     gan = small()
     with torch.no_grad():
-        gan.critic.out.weight.zero_()
+        gan.critic.window.out.weight.zero_()
+        assert gan.critic.tuples is not None
+        gan.critic.tuples.out.weight.zero_()
     losses = gan.loss("critic", data(gan, 4), noise_of(gan, "critic", 4))
     losses.sum().backward()
-    assert torch.allclose(losses, torch.full_like(losses, 10.0), atol=1e-4)  # |0 - 1|^2 times the penalty's weight
+    assert torch.allclose(
+        losses, torch.full_like(losses, 20.0), atol=1e-4
+    )  # |0 - 1|^2 times the penalty's weight, of two critics
     for parameter in gan.critic.parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all()
 
 
 def test_generator_loss_is_minus_the_value_of_what_it_makes() -> None:
-    gan = small()
+    gan = small(tuple_weight=2.0)
     noise = noise_of(gan, "generator", 4)
     losses = gan.loss("generator", data(gan, 4), noise)
-    direct = -gan.critic(gan.generator(noise[0]))
-    assert torch.equal(losses, direct)
+    series = gan.generator(noise[0], 11)
+    assert gan.critic.tuples is not None
+    of_tuples = gan.critic.tuples(gan.tuples(series, noise[1])).mean(dim=(1, 2))
+    direct = -(gan.critic.window(series) + 2 * of_tuples)
+    assert torch.allclose(losses, direct, rtol=1e-12, atol=1e-12)
     expected = torch.autograd.grad(direct.sum(), list(gan.generator.parameters()))
     losses.sum().backward()
     for parameter, gradient in zip(gan.generator.parameters(), expected, strict=True):
-        assert parameter.grad is not None and torch.equal(parameter.grad, gradient)
+        assert parameter.grad is not None and torch.allclose(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_held_out_loss_is_the_difference_of_values() -> None:
     gan = small()
     batch, noise = data(gan, 4), noise_of(gan, "critic", 4)
-    found = gan.held_out_loss(batch, noise)
+    found, critic = gan.held_out_loss(batch, noise), gan.critic.window
     assert not found.requires_grad
-    assert torch.allclose(found, gan.critic(gan.generator(noise[0])) - gan.critic(batch), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(found, critic(gan.generator(noise[0], 11)) - critic(batch), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("part", ["critic", "generator"])
@@ -130,10 +172,10 @@ def test_penalty_is_in_full_precision_under_autocast() -> None:
     batch = data(gan, 8).float()
     noise = gan.draw_noise("critic", 8, torch.Generator().manual_seed(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed, rounded = gan.penalty(batch), gan.critic.lift(batch.transpose(1, 2))
-        losses, values = gan.loss("critic", batch, noise), gan.critic(batch)
+        mixed, rounded = gan.penalty(batch, None, gan.critic.window), gan.critic.window.lift(batch.transpose(1, 2))
+        losses, values = gan.loss("critic", batch, noise), gan.critic.window(batch)
     assert rounded.dtype == torch.bfloat16 and mixed.dtype == losses.dtype == values.dtype == torch.float32
-    assert torch.equal(mixed, gan.penalty(batch))
+    assert torch.equal(mixed, gan.penalty(batch, None, gan.critic.window))
     losses.sum().backward()
     found = torch.cat([parameter.grad.flatten() for parameter in gan.critic.parameters() if parameter.grad is not None])
     gan.zero_grad()
@@ -146,12 +188,12 @@ def test_penalty_is_in_full_precision_under_autocast() -> None:
 def test_any_length_makes_series_of_all_its_noise(n_frames: int) -> None:
     gan = small(n_frames=n_frames, n_channels=3)
     z = noise_of(gan, "generator", 2)[0].requires_grad_()
-    series = gan.generator(z)
+    series = gan.generator(z, n_frames)
     assert series.shape == (2, n_frames, 3) and series.dtype == torch.float64
     series.square().sum().backward()
-    assert z.grad is not None and (z.grad != 0).all()
+    assert z.grad is not None and ((z.grad != 0).double().mean() > 0.9)  # levels of odd lengths draw a frame too much
     seen = series.detach().requires_grad_()
-    gan.critic(seen).sum().backward()
+    gan.critic.window(seen).sum().backward()
     assert seen.grad is not None and (seen.grad != 0).all()
 
 
@@ -159,20 +201,59 @@ def test_ends_of_a_series_are_like_its_middle() -> None:
     """Equal noise everywhere gives equal frames everywhere: nothing marks the ends, as padding with zeros would."""
     gan = small(n_frames=37)
     with torch.no_grad():
-        gan.generator.coarse.weight.zero_()
-        gan.generator.coarse.bias.zero_()
-        series = gan.generator(torch.ones((1, gan.generator.n_noise), dtype=torch.float64))
+        series = gan.generator(torch.ones((1, gan.generator.n_noise(150)), dtype=torch.float64), 150)
     assert torch.allclose(series, series[:, :1].expand_as(series), rtol=0, atol=1e-12)
     assert series.abs().min() > 1e-3
+
+
+def test_series_are_longer_than_trained_on_and_stationary() -> None:
+    """Variances of 2000 frames made by a GAN of windows of 32, in ten parts: none differs by 5 standard errors."""
+    torch.manual_seed(3)
+    gan = TrajectoryGan(32, 2, hidden=8, latent=4)
+    series = gan.sample(200, seed=1, n_frames=2000)[0]
+    assert series.shape == (200, 2000, 2) and torch.equal(series, gan.sample(200, seed=1, n_frames=2000)[0])
+    parts = series.square().reshape(200, 10, 200, 2).mean(dim=(2, 3))
+    error = parts.std(dim=0) / 200**0.5
+    assert ((parts.mean(dim=0) - parts.mean()).abs() < 5 * error).all()
+
+
+def test_conditions_reach_both_networks() -> None:
+    gan = small(n_conditions=2)
+    batch = torch.cat([data(gan, 3), torch.ones((3, 11, 2), dtype=torch.float64)], dim=2)
+    other = batch.clone()
+    other[:, :, 2:] = -1.0
+    for part in ("critic", "generator"):
+        noise = noise_of(gan, part, 3)
+        assert (gan.loss(part, batch, noise) != gan.loss(part, other, noise)).all()
+    conditions = torch.ones((4, 2))
+    assert gan.sample(4, 1, conditions=conditions)[0].shape == (4, 11, 2)
+    assert not torch.equal(gan.sample(4, 1, conditions=conditions)[0], gan.sample(4, 1, conditions=-conditions)[0])
+    with pytest.raises(InputError, match="wants 2 conditions"):
+        gan.sample(4, 1)
+
+
+def test_the_published_perceptron_is_a_baseline() -> None:
+    """Its weights by hand; no critic of pairs, no average, one length."""
+    gan = TrajectoryGan(20, 2, architecture="perceptron", hidden=8, latent=5)
+    generator = (5 * 8 + 8) + (8 * 16 + 16) + (16 * 32 + 32) + (32 * 40 + 40)
+    critic = (40 * 32 + 32) + (32 * 16 + 16) + (16 * 8 + 8) + 8
+    assert [sum(p.numel() for p in part.parameters()) for part in gan.parts().values()] == [critic, generator]
+    assert gan.critic.tuples is None and gan.averaged() == () and gan.sample(3, 1)[0].shape == (3, 20, 2)
+    with pytest.raises(InputError, match="perceptrons make the 20 frames"):
+        gan.sample(3, 1, n_frames=40)
+    gan.double()
+    losses = gan.loss("critic", data(gan, 3), noise_of(gan, "critic", 3))
+    losses.sum().backward()
+    assert losses.shape == (3,)
 
 
 @pytest.mark.parametrize("n_frames", [32, 1024])
 def test_untrained_networks_have_the_scale_of_standardised_data(n_frames: int) -> None:
     """The variance of series and the norm of the critic's gradients are of order one at every length."""
     torch.manual_seed(0)
-    gan = TrajectoryGan(n_frames, 2, hidden=32, latent=8)
+    gan = TrajectoryGan(n_frames, 2, hidden=32, latent=8, window_weight=1.0)
     series = gan.sample(16, seed=0)[0].requires_grad_()
-    (gradient,) = torch.autograd.grad(gan.critic(series).sum(), series)
+    (gradient,) = torch.autograd.grad(gan.critic.window(series).sum(), series)
     assert 0.2 < float(series.detach().var()) < 6
     assert 0.3 < float(gradient.square().sum(dim=(1, 2)).sqrt().mean()) < 4
 
@@ -203,10 +284,12 @@ def test_gan_rebuilds_itself_from_its_file(tmp_path: Path) -> None:
     assert torch.equal(loaded.loss("critic", batch, noise), gan.loss("critic", batch, noise))
 
 
-def test_weights_grow_with_the_logarithm_of_the_length() -> None:
-    counts = [sum(p.numel() for p in TrajectoryGan(n, 2, hidden=64, latent=32).parameters()) for n in (64, 512, 4096)]
-    assert counts[2] < 3 * counts[0]
-    assert counts[2] - counts[1] == counts[1] - counts[0]  # three levels more each time
+def test_weights_hardly_grow_with_the_length() -> None:
+    """The generator's not at all; the critic's with the logarithm."""
+    gans = [TrajectoryGan(n, 2, levels=4, window_weight=1.0) for n in (64, 512, 4096)]
+    assert len({sum(p.numel() for p in gan.generator.parameters()) for gan in gans}) == 1
+    counts = [sum(p.numel() for p in gan.critic.window.parameters()) for gan in gans]
+    assert counts[2] - counts[1] == counts[1] - counts[0] and counts[2] < 4 * counts[0]
 
 
 @pytest.mark.parametrize(
@@ -256,17 +339,29 @@ def train(gan: TrajectoryGan, series: torch.Tensor, n_steps: int, generator: tor
 
 
 def test_gan_learns_autoregressive_series() -> None:
-    """Over the seeds 0 to 21 the largest errors were 0.38 of a variance and 0.15 of an autocorrelation.
+    """Over the seeds 0 to 11 the largest errors were 0.18 of a variance and 0.13 of an autocorrelation.
 
-    Untrained networks of these seeds have variances from 0.2 to 5.8 and autocorrelations of 0.4 to 0.9 in both channels; this
+    Untrained networks of these seeds have variances from 0.5 to 3.6, and autocorrelations of 0.3 to 0.9 in both channels; this
     seed is one where all four numbers begin outside of the tolerance.
     """
     phi = torch.tensor([0.9, -0.5])
-    generator = torch.Generator().manual_seed(14)
-    torch.manual_seed(14)
-    gan = TrajectoryGan(32, 2, hidden=8, latent=4, critic_updates=2)
+    generator = torch.Generator().manual_seed(2)
+    torch.manual_seed(2)
+    gan = TrajectoryGan(
+        32,
+        2,
+        hidden=8,
+        latent=4,
+        levels=3,
+        widest=16,
+        tuple_hidden=16,
+        tuples=4,
+        window_weight=1.0,
+        tuple_frames=2,
+        critic_updates=2,
+    )
     variance, correlation = variance_and_autocorrelation(gan)
-    assert ((variance - 1).abs() > 0.45).all() and ((correlation - phi).abs() > 0.2).all()
+    assert ((variance - 1).abs() > 0.25).all() and ((correlation - phi).abs() > 0.2).all()
     averaged = train(gan, autoregressive(phi, 4096, 32, generator), 100, generator)
     variance, correlation = variance_and_autocorrelation(averaged)
-    assert ((variance - 1).abs() < 0.45).all() and ((correlation - phi).abs() < 0.2).all()
+    assert ((variance - 1).abs() < 0.25).all() and ((correlation - phi).abs() < 0.2).all()

@@ -20,12 +20,12 @@ from hpc_molgen.ensemble import read_attributes, read_ensemble
 from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.farm import boxes, copies, pack
 from hpc_molgen.farm.job import Job
-from hpc_molgen.farm.observables import make_observables
 from hpc_molgen.farm.plan import Task, read_start
 from hpc_molgen.farm.protocol import make_protocol
 from hpc_molgen.farm.replica import run_task
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.observables import make_observables
 from hpc_molgen.systems.torsions import set_torsion, torsion_by_name
 from tests.conftest import needs_gromacs
 

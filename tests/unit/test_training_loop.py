@@ -196,5 +196,5 @@ def test_stages_that_need_structures_refuse_a_surrogate_of_trajectories(tmp_path
     from hpc_molgen.pipeline import run_stages
 
     run = Run(tmp_path, load_config("tiny", ["surrogate={name: gan}"]), Workers())
-    with pytest.raises(InputError, match="makes trajectories, and the stages sample, correct, farm, report"):
+    with pytest.raises(InputError, match="set representation.name to cvs"):
         run_stages(run)

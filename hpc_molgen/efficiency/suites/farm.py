@@ -260,7 +260,8 @@ def _record(
         for what, name in names.items()
     ]
     return {
-        "question": "What do the farm's scheduling and writing cost, what does a second rank bring, what can its queue take, how does it stand beside GROMACS?",
+        "question": "What do the farm's scheduling and writing cost, what does a second rank bring, what can its queue take, "
+        "how does it stand beside GROMACS?",
         "answer": answer,
         "targets": targets,
         "tables": [{"caption": "Alanine dipeptide, OpenMM Reference", "rows": rows,

@@ -1,38 +1,19 @@
-"""Generator and critic of time series: convolutions in time, from coarse to fine and from fine to coarse.
+"""Generator and critics of time series: convolutions in time, coarse to fine and fine to coarse, and tuples of frames.
 
-Both hold a number of weights that grows with hidden^2 log2(n_frames). Neither takes statistics over a batch, and every
-operation can be differentiated twice.
+None takes statistics over a batch, and every operation can be differentiated twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-COARSEST = 8  # frames that a dense layer may make or read at once
 _MARGIN = 2  # frames that the two convolutions of a block cost on either side
-
-
-def generator_frames(n_frames: int) -> list[int]:
-    """Frames at each level of a generator, coarsest first: what the next level needs, which halves on the way down.
-
-    Convolutions are not padded: a level makes a margin more than the next one keeps, so that zeros beyond the ends never
-    mark the first and last frames of a stationary series.
-    """
-    frames = [n_frames]
-    while frames[0] > COARSEST or len(frames) < 2:
-        frames.insert(0, -(-(frames[0] + 2 * _MARGIN) // 2))
-    return frames
-
-
-def critic_frames(n_frames: int) -> list[int]:
-    """Frames at each level of a critic, finest first."""
-    frames = [n_frames]
-    while frames[-1] > COARSEST or len(frames) < 2:
-        frames.append(frames[-1] // 2)
-    return frames
+_LIFT = 1  # and the one that reads the latent sequence
 
 
 def draw_weights(network: nn.Module) -> None:
@@ -48,50 +29,75 @@ def draw_weights(network: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def _skip(inward: int, outward: int) -> nn.Module:
+    return nn.Identity() if inward == outward else nn.Conv1d(inward, outward, 1)
+
+
 class Refinement(nn.Module):
     """Twice as many frames, with noise of their own: x + W2 silu(W1 silu(x) + W0 noise), x repeated."""
 
-    def __init__(self, hidden: int, n_noise: int) -> None:
+    def __init__(self, inward: int, outward: int, n_noise: int) -> None:
         super().__init__()
-        self.noise = nn.Conv1d(n_noise, hidden, 3)
-        self.first, self.second = nn.Conv1d(hidden, hidden, 3), nn.Conv1d(hidden, hidden, 3)
+        self.noise, self.skip = nn.Conv1d(n_noise, outward, 3), _skip(inward, outward)
+        self.first, self.second = nn.Conv1d(inward, outward, 3), nn.Conv1d(outward, outward, 3)
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Shapes (n, hidden, n_coarse), (n, n_noise, n_fine + 4) -> (n, hidden, n_fine)."""
+        """Shapes (n, inward, n_coarse), (n, n_noise, n_fine + 4) -> (n, outward, n_fine)."""
         x = x.repeat_interleave(2, dim=2)[:, :, : noise.shape[2]]
         change = self.first(nn.functional.silu(x)) + self.noise(noise)
-        out: torch.Tensor = x[:, :, _MARGIN:-_MARGIN] + self.second(nn.functional.silu(change))
+        out: torch.Tensor = self.skip(x)[:, :, _MARGIN:-_MARGIN] + self.second(nn.functional.silu(change))
         return out
 
 
 class Generator(nn.Module):
-    """Time series from noise: a dense layer makes a few coarse frames of a latent vector, then each level doubles them.
+    """Time series of any length from noise: a coarse latent sequence, whose frames each level doubles.
 
-    Each level adds noise channels of its own, one for each channel of the series: so slow motions come from the latent
-    vector and the coarse levels, and fast fluctuations need not be unfolded from a global vector.
+    Each level adds noise channels of its own: so slow motions come from the latent sequence and the coarse levels, and fast
+    fluctuations need not be unfolded from them. All weights act alike on all frames and nothing is padded (a level makes a
+    margin more than the next one keeps), so one pass makes a stationary series as long as the noise is.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Hidden channels of each level, coarsest first; the frames of one are half of the next one's.
+    latent : int
+        Channels of the latent sequence.
+    n_conditions : int
+        Numbers that the series depends on, the same at all frames: further channels of the latent sequence.
     """
 
-    def __init__(self, n_frames: int, n_channels: int, hidden: int, latent: int) -> None:
+    def __init__(self, n_channels: int, widths: Sequence[int], latent: int, n_conditions: int = 0) -> None:
         super().__init__()
-        self.frames = generator_frames(n_frames)
-        self.shapes = [(n_channels, frames + 2 * _MARGIN) for frames in self.frames[1:]]
-        self.sizes = [latent, *(channels * frames for channels, frames in self.shapes)]
-        self.coarse = nn.Linear(latent, hidden * self.frames[0])
-        self.levels = nn.ModuleList([Refinement(hidden, n_channels) for _ in self.shapes])
-        self.out = nn.Conv1d(hidden, n_channels, 1)
+        self.n_channels, self.latent = n_channels, latent
+        self.lift = nn.Conv1d(latent + n_conditions, widths[0], 1 + 2 * _LIFT)
+        self.first, self.second = nn.Conv1d(widths[0], widths[0], 3), nn.Conv1d(widths[0], widths[0], 3)
+        self.levels = nn.ModuleList([Refinement(a, b, n_channels) for a, b in itertools.pairwise(widths)])
+        self.out = nn.Conv1d(widths[-1], n_channels, 1)
         draw_weights(self)
 
-    @property
-    def n_noise(self) -> int:
-        """Noise values that one series takes."""
-        return sum(self.sizes)
+    def shapes(self, n_frames: int) -> list[tuple[int, int]]:
+        """Channels and frames of the noise of each level, coarsest first, that `n_frames` frames need."""
+        frames = [n_frames]
+        for _ in self.levels:
+            frames.insert(0, -(-(frames[0] + 2 * _MARGIN) // 2))
+        coarse = (self.latent, frames[0] + 2 * (_MARGIN + _LIFT))
+        return [coarse, *((self.n_channels, n + 2 * _MARGIN) for n in frames[1:])]
 
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        """Series (n, n_frames, n_channels) from standard normal noise (n, n_noise)."""
-        latent, *fine = torch.split(noise, self.sizes, dim=1)
-        x = self.coarse(latent).reshape(len(noise), self.out.in_channels, self.frames[0])
-        for level, shape, part in zip(self.levels, self.shapes, fine, strict=True):
-            x = level(x, part.reshape(len(noise), *shape))
+    def n_noise(self, n_frames: int) -> int:
+        """Noise values that a series takes."""
+        return sum(channels * frames for channels, frames in self.shapes(n_frames))
+
+    def forward(self, noise: torch.Tensor, n_frames: int, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """Series (n, n_frames, n_channels) from standard normal noise (n, n_noise) and conditions (n, n_conditions)."""
+        shapes = self.shapes(n_frames)
+        parts = torch.split(noise, [channels * frames for channels, frames in shapes], dim=1)
+        latent, *fine = (part.reshape(len(noise), *shape) for part, shape in zip(parts, shapes, strict=True))
+        if condition is not None:
+            latent = torch.cat([latent, condition[:, :, None].expand(-1, -1, latent.shape[2])], dim=1)
+        x = self.lift(latent)
+        x = x[:, :, _MARGIN:-_MARGIN] + self.second(nn.functional.silu(self.first(nn.functional.silu(x))))
+        for level, part in zip(self.levels, fine, strict=True):
+            x = level(x, part)
         out: torch.Tensor = self.out(nn.functional.silu(x)).transpose(1, 2)
         return out
 
@@ -99,40 +105,45 @@ class Generator(nn.Module):
 class Reduction(nn.Module):
     """Half as many frames: means of two plus W2 silu(W1 silu(x)), the second convolution with stride 2."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, inward: int, outward: int) -> None:
         super().__init__()
-        self.first = nn.Conv1d(hidden, hidden, 3, padding=1)
-        self.second = nn.Conv1d(hidden, hidden, 4, stride=2, padding=1)
+        self.first, self.skip = nn.Conv1d(inward, outward, 3, padding=1), _skip(inward, outward)
+        self.second = nn.Conv1d(outward, outward, 4, stride=2, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Shape (n, hidden, n_frames) -> (n, hidden, n_frames // 2)."""
+        """Shape (n, inward, n_frames) -> (n, outward, n_frames // 2)."""
         change = self.second(nn.functional.silu(self.first(nn.functional.silu(x))))
-        n = x.shape[2] // 2 * 2
+        n, x = x.shape[2] // 2 * 2, self.skip(x)
         halved = 0.5 * (x[:, :, 0:n:2] + x[:, :, 1:n:2])  # as avg_pool1d does, whose gradients of gradients cost 13 % of a step
         out: torch.Tensor = halved + change
         return out
 
 
-class Critic(nn.Module):
+class WindowCritic(nn.Module):
     """A number for each time series.
 
     It reads the means over time of local features at every level, which hold the statistics of the series at every time
     scale, and the few frames of the last level, which hold its course.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Hidden channels of each level, finest first.
     """
 
-    def __init__(self, n_frames: int, n_channels: int, hidden: int) -> None:
+    def __init__(self, n_frames: int, n_channels: int, widths: Sequence[int], n_conditions: int = 0) -> None:
         super().__init__()
-        frames = critic_frames(n_frames)
         # Means over time change with one frame as 1 / n_frames: this factor gives gradients a norm of order one.
         self.scale = math.sqrt(n_frames)
-        self.lift = nn.Conv1d(n_channels, hidden, 3, padding=1)
-        self.levels = nn.ModuleList([Reduction(hidden) for _ in frames[1:]])
-        self.head = nn.Linear(hidden * (len(frames) + frames[-1]), hidden)
+        self.lift = nn.Conv1d(n_channels, widths[0], 3, padding=1)
+        self.levels = nn.ModuleList([Reduction(a, b) for a, b in itertools.pairwise(widths)])
+        last = n_frames >> (len(widths) - 1)
+        self.head = nn.Linear(sum(widths) + widths[-1] * last + n_conditions, widths[-1])
         # no bias: it drops out of every difference of values, so its gradient is rounding, which Adam would make a random walk
-        self.out = nn.Linear(hidden, 1, bias=False)
+        self.out = nn.Linear(widths[-1], 1, bias=False)
         draw_weights(self)
 
-    def forward(self, series: torch.Tensor) -> torch.Tensor:
+    def forward(self, series: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Critic's value (n,) of series (n, n_frames, n_channels)."""
         x = self.lift(series.transpose(1, 2))
         features = [nn.functional.silu(x).mean(dim=2)]
@@ -140,8 +151,64 @@ class Critic(nn.Module):
             x = level(x)
             features.append(nn.functional.silu(x).mean(dim=2))
         features.append(nn.functional.silu(x).flatten(1))
+        if condition is not None:
+            features.append(condition)
         # The value is a small difference of large numbers: bfloat16 would round it away, and the head is cheap.
         with torch.autocast(device_type=series.device.type, enabled=False):
             joined = torch.cat(features, dim=1).to(self.head.weight.dtype)
             value: torch.Tensor = self.scale * self.out(nn.functional.silu(self.head(joined))).squeeze(1)
         return value
+
+
+class TupleCritic(nn.Module):
+    """A number for each tuple of frames, such as (x_t, x_(t + tau)), at several lags tau.
+
+    Parameters
+    ----------
+    n_values : int
+        Channels times frames of a tuple.
+    """
+
+    def __init__(self, n_values: int, n_lags: int, hidden: int, n_conditions: int = 0) -> None:
+        super().__init__()
+        self.lags = nn.Parameter(torch.empty(n_lags, hidden))
+        self.first = nn.Linear(n_values + n_conditions, hidden)
+        self.second, self.third = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, 1, bias=False)
+        draw_weights(self)
+        nn.init.normal_(self.lags)
+
+    def forward(self, tuples: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """Critic's values (n, n_lags, n_tuples) of tuples (n, n_lags, n_tuples, n_values)."""
+        with torch.autocast(device_type=tuples.device.type, enabled=False):
+            if condition is not None:
+                own = condition[:, None, None].expand(*tuples.shape[:3], -1)
+                tuples = torch.cat([tuples, own], dim=3)
+            x = nn.functional.silu(self.first(tuples.to(self.first.weight.dtype)) + self.lags[:, None])
+            x = x + nn.functional.silu(self.second(x))
+            x = x + nn.functional.silu(self.third(x))
+            value: torch.Tensor = self.out(x).squeeze(3)
+        return value
+
+
+class Critics(nn.Module):
+    """Critics of several time scales: of whole windows, and of tuples of frames at several lags; one of them may be absent."""
+
+    def __init__(self, window: nn.Module | None, tuples: TupleCritic | None) -> None:
+        super().__init__()
+        self.window, self.tuples = window, tuples
+
+
+def tuples_at(series: torch.Tensor, lags: Sequence[int], uniform: torch.Tensor, n_members: int) -> torch.Tensor:
+    """Return tuples (n, n_lags, n_tuples, n_members * n_channels) of frames of series (n, n_frames, n_channels).
+
+    Parameters
+    ----------
+    uniform : torch.Tensor, shape=(n, n_lags, n_tuples)
+        In [0, 1): where each tuple begins.
+    """
+    lag = torch.as_tensor(lags, device=series.device)[None, :, None]
+    room = series.shape[1] - (n_members - 1) * lag
+    starts = (uniform.to(series.device, torch.float64) * room).long()
+    rows = torch.arange(len(series), device=series.device)[:, None, None]
+    return torch.cat([series[rows, starts + number * lag] for number in range(n_members)], dim=3)

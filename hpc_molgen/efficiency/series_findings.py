@@ -1,0 +1,227 @@
+"""What is found of generated trajectories beside held-out MD, the noise floor and the baselines (facts/metrics.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpc_molgen.analysis.baselines import autoregression, fit_markov_sampler, shuffled
+from hpc_molgen.analysis.kinetics import statistical_inefficiency
+from hpc_molgen.analysis.markov import Clusters, chapman_kolmogorov, fit_clusters, implied_timescales
+from hpc_molgen.analysis.memorisation import Memorisation, memorisation
+from hpc_molgen.analysis.series import Bins, Series, autocorrelation, drift, increment_deviation
+from hpc_molgen.analysis.states import States, states_of
+from hpc_molgen.datasets import load_series
+from hpc_molgen.seeding import derive_seed, numpy_generator
+from hpc_molgen.trajectories import read_trajectories
+
+if TYPE_CHECKING:
+    from hpc_molgen.config import ReportConfig
+    from hpc_molgen.run import Run
+
+HELD_OUT, TRAIN, GENERATED = "held-out MD", "training MD", "generated"
+SHUFFLED, AUTOREGRESSION, MARKOV = "shuffled frames", "autoregression", "Markov state model"
+N_TIMESCALES = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval from a bootstrap over trajectories (nan for a single one)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SetFindings:
+    """One set of trajectories.
+
+    Attributes
+    ----------
+    n_trajectories, n_frames : int
+    made_cpu_s : float or None
+        CPU seconds to fit and sample a baseline.
+    divergence : float
+        Of the first two features (one, where there is one) from held-out MD, in nats.
+    populations : list of Estimate
+        Of each state.
+    transitions : dict
+        (start, end) -> Estimate per 10,000 frames.
+    passages : dict
+        (start, end) -> Estimate of the mean first-passage time in frames.
+    increments : list of float
+        Standard deviation of one-step increments of each feature.
+    correlation_times : list of Estimate
+        Integrated autocorrelation time of each feature, in frames.
+    timescales : np.ndarray, shape=(n_lags, N_TIMESCALES, 3)
+        Value and interval of the implied timescales at each lag, in frames.
+    autocorrelations : np.ndarray, shape=(n_features, n_lags)
+    drift : float
+        Largest deviation of a window's mean from the mean of all, in standard errors, over ten windows of every feature.
+    """
+
+    n_trajectories: int
+    n_frames: int
+    made_cpu_s: float | None
+    divergence: float
+    populations: list[Estimate]
+    transitions: dict[tuple[int, int], Estimate]
+    passages: dict[tuple[int, int], Estimate]
+    increments: list[float]
+    correlation_times: list[Estimate]
+    timescales: np.ndarray
+    autocorrelations: np.ndarray
+    drift: float
+
+
+@dataclass(frozen=True)
+class SeriesFindings:
+    """All sets, in the order of the tables, and what concerns two of them."""
+
+    feature_names: tuple[str, ...]
+    units: tuple[str, ...]
+    dt_ps: float
+    states: States | None
+    lags: tuple[int, ...]
+    sets: dict[str, SetFindings]
+    floor: float
+    memorisation: Memorisation
+    chapman_kolmogorov: dict[str, tuple[np.ndarray, np.ndarray]]
+    ck_lag: int
+    series: dict[str, list[np.ndarray]]
+    bins: Bins
+
+
+def analyse_series(run: Run) -> SeriesFindings:
+    """Compare the generated trajectories of a run, and baselines made of its training data, with held-out MD."""
+    config, seed = run.config.report, run.config.seed
+    train, held_out = load_series(run)
+    generated = read_trajectories(run.path("sample", "trajectories.h5"))
+    n, length = len(held_out), min(held_out.n_frames)
+    sides = {HELD_OUT: list(held_out.features), TRAIN: list(train.features), GENERATED: list(generated.features)}
+    clusters = fit_clusters(sides[TRAIN], derive_seed(seed, "clusters"), config.n_clusters)
+    cost: dict[str, float] = {}
+    for name, make in _baselines(clusters).items():
+        started = time.process_time()
+        sides[name] = make(sides[TRAIN], n, length, numpy_generator(seed, name))
+        cost[name] = time.process_time() - started
+    states = _states(config, train.feature_names)
+    bins = Bins(sides[HELD_OUT], tuple(range(min(2, len(train.feature_names)))))
+    measure = _Measure(bins, states, clusters, config, seed, sides[HELD_OUT])
+    sets = {name: measure(name, series, cost.get(name)) for name, series in sides.items()}
+    discrete = {name: clusters.assign(sides[name]) for name in (HELD_OUT, GENERATED)}
+    ck_lag = config.lags[len(config.lags) // 2]
+    members = _members(states, clusters)
+    tests = {name: chapman_kolmogorov(own, members, ck_lag, config.ck_multiples) for name, own in discrete.items()}
+    near = memorisation(
+        sides[GENERATED], sides[TRAIN], sides[HELD_OUT], config.memorisation_frames, numpy_generator(seed, "memorisation")
+    )
+    return SeriesFindings(
+        feature_names=train.feature_names, units=train.units, dt_ps=train.dt_ps, states=states, lags=config.lags, sets=sets,
+        floor=bins.divergence(sides[HELD_OUT], sides[TRAIN]), memorisation=near, chapman_kolmogorov=tests, ck_lag=ck_lag,
+        series=sides, bins=bins,
+    )  # fmt: skip
+
+
+def _baselines(clusters: Clusters) -> dict[str, Callable[[Series, int, int, np.random.Generator], list[np.ndarray]]]:
+    return {
+        SHUFFLED: shuffled,
+        AUTOREGRESSION: autoregression,
+        MARKOV: lambda train, n, length, generator: fit_markov_sampler(train, clusters).sample(n, length, generator),
+    }
+
+
+def _states(config: ReportConfig, names: Sequence[str]) -> States | None:
+    if config.states is None:
+        return None
+    return states_of(config.states.names, config.states.cores, config.states.along, names)
+
+
+def _members(states: States | None, clusters: Clusters) -> np.ndarray:
+    """Which state each cluster belongs to; halves along the first feature where no states are named."""
+    centres = clusters.centres * clusters.scale
+    if states is None:
+        return np.asarray(centres[:, 0] > np.median(centres[:, 0]), dtype=int)
+    return np.asarray(np.searchsorted(states.boundaries, states.coordinate(centres)))
+
+
+class _Measure:
+    """Measures one set."""
+
+    def __init__(
+        self, bins: Bins, states: States | None, clusters: Clusters, config: ReportConfig, seed: int, held_out: Series
+    ) -> None:
+        self.bins, self.states, self.clusters, self.config, self.seed = bins, states, clusters, config, seed
+        self.held_out = held_out
+
+    def __call__(self, name: str, series: list[np.ndarray], made_cpu_s: float | None) -> SetFindings:
+        generator = numpy_generator(self.seed, "bootstrap", name)
+        draws = _draws(len(series), self.config.bootstrap_samples, generator)
+        values, intervals = implied_timescales(
+            self.clusters.assign(series), len(self.clusters.centres), self.config.lags, N_TIMESCALES,
+            min(50, self.config.bootstrap_samples), generator,
+        )  # fmt: skip
+        columns = range(series[0].shape[1])
+        drifts = [np.abs((means - means.mean()) / error).max() for means, error in (drift(series, c) for c in columns)]
+        transitions, passages, populations = self._kinetics(series, draws)
+        return SetFindings(
+            n_trajectories=len(series), n_frames=sum(map(len, series)), made_cpu_s=made_cpu_s,
+            divergence=self.bins.divergence(self.held_out, series), populations=populations, transitions=transitions,
+            passages=passages, increments=[increment_deviation(series, c) for c in columns],
+            correlation_times=[_correlation_time(series, c, draws) for c in columns],
+            timescales=np.concatenate([values[:, :, None], intervals], axis=2),
+            autocorrelations=np.array([autocorrelation(series, c, self.config.memorisation_frames * 4) for c in columns]),
+            drift=float(max(drifts)),
+        )  # fmt: skip
+
+    def _kinetics(self, series: list[np.ndarray], draws: np.ndarray) -> tuple[dict[Any, Any], dict[Any, Any], list[Estimate]]:
+        states = self.states
+        if states is None:
+            return {}, {}, []
+        lengths = np.array([len(part) for part in series], dtype=np.float64)
+        shares, counts = states.populations(series) * lengths[:, None], states.transitions(series)
+        populations = [_ratio(shares[:, i], lengths, draws) for i in range(len(states.names))]
+        pairs = [(i, j) for i in range(len(states.names)) for j in range(len(states.names)) if i != j]
+        transitions = {(i, j): _ratio(1e4 * counts[:, i, j], lengths, draws) for i, j in pairs}
+        passages = {}
+        for i, j in pairs:
+            times = [states.passage_times([part], i, j) for part in series]
+            sums, numbers = (np.array([f(own) for own in times], dtype=np.float64) for f in (np.sum, len))
+            passages[i, j] = _ratio(sums, numbers, draws)
+        return transitions, passages, populations
+
+
+def _draws(n: int, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each trajectory is taken, shape=(n_bootstrap, n)."""
+    return generator.multinomial(n, np.full(n, 1 / n), n_bootstrap).astype(np.float64)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray, draws: np.ndarray) -> Estimate:
+    """Sum over sum, with its interval over trajectories."""
+    value = float(above.sum() / below.sum()) if below.sum() > 0 else float("nan")
+    totals = draws @ below
+    replicates = np.divide(draws @ above, totals, out=np.full(len(draws), np.nan), where=totals > 0)
+    return _interval(value, replicates, len(above))
+
+
+def _interval(value: float, replicates: np.ndarray, n: int) -> Estimate:
+    if n < 2 or not np.isfinite(replicates).any():
+        return Estimate(value, float("nan"), float("nan"))
+    low, high = np.nanquantile(replicates, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def _correlation_time(series: list[np.ndarray], column: int, draws: np.ndarray) -> Estimate:
+    """Integrated autocorrelation time g / 2 in frames; the interval is that of the mean of single trajectories' times."""
+    flat = np.concatenate([part[:, column] for part in series])
+    trajectory = np.repeat(np.arange(len(series)), [len(part) for part in series])
+    value = statistical_inefficiency(flat, trajectory) / 2
+    mean = flat.mean()
+    each = np.array([statistical_inefficiency(part[:, column] - mean, np.zeros(len(part))) / 2 for part in series])
+    estimate = _ratio(each, np.ones(len(each)), draws)
+    return Estimate(value, value + estimate.low - estimate.value, value + estimate.high - estimate.value)

@@ -1,0 +1,142 @@
+"""Surrogates of trajectories from the first command to the report: simulated, imported, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpc_molgen.config import load_config
+from hpc_molgen.datasets import load_channels, load_series
+from hpc_molgen.errors import InputError
+from hpc_molgen.representations.base import load_representation
+from hpc_molgen.representations.cvs import CollectiveVariables
+from hpc_molgen.run import Run
+from hpc_molgen.training.stage import window_starts
+from hpc_molgen.trajectories import read_trajectories
+from tests.conftest import CommandLine
+
+SMALL = {
+    "reference.n_walkers": 4, "reference.production_ps": 600, "reference.equilibration_ps": 10, "surrogate.n_frames": 32,
+    "surrogate.hidden": 8, "surrogate.widest": 16, "surrogate.levels": 2, "surrogate.lags": 3, "train.n_steps": 4,
+    "train.batch_size": 8, "train.validate_every": 2, "train.log_every": 2, "sample.n_samples": 3, "sample.n_frames": 500,
+    "sample.shard_size": 2, "report.bootstrap_samples": 20, "report.n_clusters": 20, "report.memorisation_frames": 16,
+}  # fmt: skip
+
+
+def settings(**further: object) -> list[str]:
+    values = {**SMALL, **{name.replace("__", "."): value for name, value in further.items()}}
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def finished(command: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("well") / "run"
+    ended = command("run", "triple-well", "--out", str(out), *settings())
+    assert ended.returncode == 3, ended.stderr  # four steps of training pass no gate, and say so
+    assert "score" in ended.stdout and "Traceback" not in ended.stderr
+    return out
+
+
+def test_a_run_ends_in_a_report(finished: Path) -> None:
+    report = json.loads((finished / "report" / "report.json").read_text())
+    verdict, found = report["verdict"], report["findings"]
+    assert not verdict["gate_passed"] and {"divergence", "increments", "memorisation", "transitions"} <= {
+        check["name"] for check in verdict["checks"]
+    }
+    sets = found["sets"]
+    assert list(sets)[:3] == ["held-out MD", "training MD", "generated"] and len(sets) == 6
+    assert sets["generated"]["n_trajectories"] == 3 and sets["generated"]["n_frames"] == 1500
+    assert sets["held-out MD"]["divergence"] == 0 and found["noise_floor"] == sets["training MD"]["divergence"] > 0
+    assert found["scores"]["generated"] > found["scores"]["training MD"] > 0
+    text = (finished / "report" / "report.md").read_text()
+    assert "No importance weights exist" in text and "Mean first-passage times" in text
+    for name in ("surfaces", "kinetics"):
+        assert (finished / "report" / "figures" / f"{name}.svg").stat().st_size > 5000
+    assert not (finished / "correct").exists() and not (finished / "farm").exists()
+
+
+def test_what_a_run_holds(finished: Path) -> None:
+    run = Run.open(finished)
+    train, held_out = load_series(run)
+    assert train.labels == ("walker-0000", "walker-0002") and held_out.n_frames == (600, 600) and train.dt_ps == 1
+    variables = load_representation(finished / "featurize" / "representation.safetensors", run.system)
+    assert isinstance(variables, CollectiveVariables) and variables.names == ("x", "y")
+    channels, lengths = load_channels(run, "train")
+    assert lengths == [600, 600] and isinstance(channels, np.memmap)
+    assert np.allclose(channels.mean(axis=0), 0, atol=1e-5) and np.allclose(channels.std(axis=0), 1, atol=1e-4)
+    np.testing.assert_allclose(variables.features(channels[:600]), train.features[0], atol=1e-5)
+    made = read_trajectories(finished / "sample" / "trajectories.h5")
+    assert made.n_frames == (500, 500, 500) and made.feature_names == ("x", "y")
+    assert isinstance(made.features[0], np.memmap)
+
+
+def test_weights_are_refused_and_explained(command: CommandLine, finished: Path) -> None:
+    asked = command("run", "triple-well", "--out", str(finished), "--only", "correct", *settings())
+    assert asked.returncode == 2 and "no importance weights" in asked.stderr and "Traceback" not in asked.stderr
+    other = command("run", "tiny", "--out", str(finished.parent / "other"), "--set", "surrogate={name: gan}")
+    assert other.returncode == 2 and "representation.cvs" in other.stderr
+
+
+def walk(n: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    x = np.zeros((n, 2))
+    for frame in range(1, n):
+        x[frame] = 0.9 * x[frame - 1] + generator.normal(size=2)
+    return x
+
+
+def test_imported_windows_of_one_trajectory_are_joined_and_split_without_overlap(command: CommandLine, tmp_path: Path) -> None:
+    parent, folder = walk(3000, 1), tmp_path / "files"
+    folder.mkdir()
+    for number, start in enumerate((0, 1000, 0, 500, 1000)):
+        np.save(folder / f"trajectory_{number}.npy", parent[start : start + 2000])
+    out = tmp_path / "run"
+    line = ["run", "published-triple-well", "--out", str(out), *settings(reference__trajectories=f"[{folder}]")]
+    ended = command(*line)
+    assert ended.returncode == 3, ended.stderr
+    assert "5 time series are 1 different one(s), 5 of them being copies or overlapping windows" in ended.stderr
+    train, held_out = load_series(Run.open(out))
+    assert train.n_frames == held_out.n_frames == (1500,)
+    assert np.array_equal(np.concatenate([train.features[0], held_out.features[0]]), parent)
+    with h5py.File(out / "reference" / "series.h5") as file:
+        assert [int(values.attrs["group"]) for values in file["trajectories"].values()] == [0, 1]
+    shutil.rmtree(folder)
+    missing = command("run", "published-triple-well", "--out", str(tmp_path / "no"), *line[4:])
+    assert missing.returncode == 2 and "there are no such time series" in missing.stderr
+
+
+def test_ways_of_cutting_windows() -> None:
+    assert window_starts([10, 3, 7], 4, "random", 1).tolist() == [*range(7), *range(13, 17)]
+    assert window_starts([10, 3, 7], 4, "chunks", 1).tolist() == [0, 4, 13]
+    assert window_starts([10, 10], 4, "bins", 3).tolist() == [0, 3, 6, 10, 13, 16]
+    assert window_starts([4, 4], 4, "whole", 1).tolist() == [0, 4]
+    with pytest.raises(InputError, match="series of exactly 4 frames"):
+        window_starts([10, 3], 4, "whole", 1)
+    with pytest.raises(InputError, match="series of at least 40 frames"):
+        window_starts([10, 3], 40, "random", 1)
+    assert len(window_starts([5_000_000], 4, "random", 1)) <= 2_500_000
+
+
+def test_torsions_go_round_the_circle(tmp_path: Path) -> None:
+    """Angles become (cos, sin) and come back; what is not an angle is standardised."""
+    config = load_config("tiny")
+    from hpc_molgen.systems.registry import load_system
+    from hpc_molgen.trajectories import TrajectorySet
+
+    system = load_system(config.system)
+    angles = np.array([[np.pi - 0.01, 3.0], [-np.pi + 0.01, 5.0], [0.3, 7.0]])
+    train = TrajectorySet((angles,), ("phi", "rg"), ("radians", "nanometers"), 1.0, ("a",))
+    variables = CollectiveVariables.of_series(system, train)
+    channels = variables.channels(angles)
+    assert variables.n_channels == channels.shape[1] == 3 and abs(channels[0] - channels[1])[:2].max() < 0.03
+    np.testing.assert_allclose(variables.features(channels), angles, atol=1e-5)
+    variables.save(tmp_path / "r.safetensors", system)
+    again = load_representation(tmp_path / "r.safetensors", system)
+    assert isinstance(again, CollectiveVariables) and np.array_equal(again.channels(angles), channels)
+    with pytest.raises(InputError, match="do not determine a structure"):
+        variables.decode(variables.encode(__import__("torch").as_tensor(system.positions_nm[None])))
