@@ -26,6 +26,8 @@ from hpc_molgen.training.speed import Speedometer, count_flops, matmul_flops_per
 
 log = logging.getLogger(__name__)
 VALIDATION_SIZE, VALIDATION_CHUNK = 8192, 1024
+DIVERGED = 1e8  # a loss as large is as good as infinite
+MAX_ROLLBACKS = 3
 AGREE_EVERY_S = 1.0  # how soon ranks learn what one of them wants
 
 
@@ -75,7 +77,8 @@ class Trainer:
         self.batches = Batches(data, self.surrogate, config.batch_size, share, seed, group.device)
         self.held_out = held_out.to(group.device, dtype)
         self.n_validation = min(VALIDATION_SIZE, max(VALIDATION_CHUNK, 8 * len(held_out)))
-        self.step = 0
+        self.step = self.rollbacks = 0
+        self._start: dict[str, Any] = {}
 
     def run(self) -> Surrogate:
         """Train to the end, resuming from a checkpoint if there is one; return the averaged (EMA) surrogate.
@@ -85,9 +88,10 @@ class Trainer:
         Interrupted
             After SIGTERM, Ctrl-C or Slurm's warning, at a step boundary that all ranks agree on and with a checkpoint written.
         HpcMolgenError
-            When the loss is not finite any more.
+            When the loss diverges again and again.
         """
         torch.manual_seed(derive_seed(self.seed, "rank", self.group.rank))
+        self._start = copy.deepcopy(self._state())
         self._resume()
         if self.on_step is not None:
             self.on_step(self.step)
@@ -140,7 +144,7 @@ class Trainer:
         config = self.config
         warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
         decay = 0.5 * (1 + math.cos(math.pi * self.step / config.n_steps)) if config.schedule == "cosine" else 1.0
-        return config.learning_rate * warm * decay
+        return config.learning_rate * warm * decay * 0.5**self.rollbacks
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -172,12 +176,43 @@ class Trainer:
         record: dict[str, Any] = {"loss": float(losses.sum()), "learning_rate": self._learning_rate()}
         for (name, part), loss in zip(self.parts.items(), losses, strict=True):
             record |= {f"loss_{name}": float(loss), f"gradient_norm_{name}": float(part.gradient_norm)}
-        if not math.isfinite(record["loss"]):
-            raise HpcMolgenError(
-                f"the training loss is {record['loss']} at step {self.step}: lower train.learning_rate and run again"
-            )
-        self._write_metrics(record | rates)
+        if self._diverged():
+            self._roll_back(record["loss"])
+        else:
+            self._write_metrics(record | rates)
         speed.restart(self.step, self.batches.wait_s)
+
+    def _diverged(self) -> bool:
+        """Whether a loss or a gradient is not finite, or a loss beyond all bounds, on any rank."""
+        losses = [float(part.loss) for part in self.parts.values()]
+        norms = [float(part.gradient_norm) for part in self.parts.values()]
+        sound = all(math.isfinite(norm) for norm in norms) and all(abs(loss) < DIVERGED for loss in losses)
+        return self.group.largest(float(not sound))[0] > 0
+
+    def _roll_back(self, loss: float) -> None:
+        """Go back to the newest checkpoint, or to the start, and on from there at half the learning rate.
+
+        Raises
+        ------
+        HpcMolgenError
+            When that was done `MAX_ROLLBACKS` times before.
+        """
+        at, done = self.step, self.rollbacks
+        if done == MAX_ROLLBACKS:
+            raise HpcMolgenError(
+                f"the training diverged (loss {loss}) at step {at}, {done} times rolled back: lower train.learning_rate and "
+                "run again"
+            )
+        if not self._resume():
+            self._restore(self._start)
+        self.rollbacks = done + 1
+        self.batches.close()
+        self.batches.start(self.step)
+        log.warning(
+            "training diverged (loss %g) at step %d: rolled back to step %d, at %g times the learning rate from there",
+            loss, at, self.step, 0.5**self.rollbacks,
+        )  # fmt: skip
+        self._write_metrics({"diverged_at": at, "rollbacks": self.rollbacks})
 
     def _write_metrics(self, record: dict[str, Any]) -> None:
         if self.group.is_root:
@@ -203,40 +238,49 @@ class Trainer:
         return matmul_flops_per_s(self.group.device, dtype)
 
     def _save(self) -> None:
+        if self._diverged():  # the next line of metrics rolls back to a sound one
+            return
         states = self.group.gather(torch.get_rng_state())
         if self.group.is_root:
-            state = {
-                "step": self.step,  # of it follow the learning rate and what is drawn next
-                "seed": self.seed,
-                "n_items": len(self.batches.data),
-                "surrogate": self.surrogate.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimisers": {name: part.optimiser.state_dict() for name, part in self.parts.items()},
-                "random_states": states,
-            }
-            save_checkpoint(self.directory, self.step, state)
+            save_checkpoint(self.directory, self.step, self._state() | {"random_states": states})
 
-    def _resume(self) -> None:
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,  # of it follow the learning rate and what is drawn next
+            "seed": self.seed,
+            "n_items": len(self.batches.data),
+            "rollbacks": self.rollbacks,
+            "surrogate": self.surrogate.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimisers": {name: part.optimiser.state_dict() for name, part in self.parts.items()},
+        }
+
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint; return whether there was one."""
         metrics = self.directory / "metrics.jsonl"
         newest = newest_checkpoint(self.directory) if self.group.is_root else None
         step = self.group.from_root(-1 if newest is None else newest)
         if step < 0:
             if self.group.is_root:
                 metrics.unlink(missing_ok=True)
-            return
+            return False
         state = load_checkpoint(self.directory, step)
         if (state["seed"], state["n_items"]) != (self.seed, len(self.batches.data)):
             raise InputError(f"{self.directory}: its checkpoint is of other data or another seed; move the folder away")
-        self.surrogate.load_state_dict(state["surrogate"])
-        self.ema.load_state_dict(state["ema"])
-        for name, part in self.parts.items():
-            part.optimiser.load_state_dict(state["optimisers"][name])
+        self._restore(state)
         if len(state["random_states"]) == self.group.size:
             torch.set_rng_state(state["random_states"][self.group.rank])
-        self.step = int(state["step"])
         if self.group.is_root:
             _truncate_metrics(metrics, self.step)
             log.info("training resumes at step %d of %d", self.step, self.config.n_steps)
+        return True
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.surrogate.load_state_dict(state["surrogate"])
+        self.ema.load_state_dict(state["ema"])
+        for name, part in self.parts.items():
+            part.optimiser.load_state_dict(copy.deepcopy(state["optimisers"][name]))
+        self.step, self.rollbacks = int(state["step"]), int(state.get("rollbacks", 0))
 
 
 def _truncate_metrics(path: Path, step: int) -> None:

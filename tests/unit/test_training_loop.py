@@ -12,7 +12,7 @@ import torch
 
 from hpc_molgen.config import GanConfig, TrainConfig, load_config
 from hpc_molgen.ensemble import Ensemble
-from hpc_molgen.errors import InputError
+from hpc_molgen.errors import HpcMolgenError, InputError
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.run import Run
 from hpc_molgen.surrogates.base import load_surrogate
@@ -196,5 +196,57 @@ def test_stages_that_need_structures_refuse_a_surrogate_of_trajectories(tmp_path
     from hpc_molgen.pipeline import run_stages
 
     run = Run(tmp_path, load_config("tiny", ["surrogate={name: gan}"]), Workers())
-    with pytest.raises(InputError, match="set representation.name to cvs"):
+    with pytest.raises(InputError, match=r"set representation\.name to cvs"):
         run_stages(run)
+
+
+def poisoned(directory: Path, at: list[int], monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """A trainer whose weights become nan after the steps that are listed, each once."""
+    torch.manual_seed(1)
+    data = TrainingSet(torch.randn((200, 2), generator=torch.Generator().manual_seed(2)), torch.ones(200))
+    config = TrainConfig(n_steps=40, batch_size=16, log_every=5, validate_every=40, warmup_steps=1, schedule="constant")
+    surrogate = DiffusionSurrogate(2, 0, hidden=8, depth=1)
+    trainer = Trainer(surrogate, config, data, data, directory, ProcessGroup(0, 1, CPU), 3)
+    plain, left = trainer.train_step, list(at)
+
+    def step() -> None:
+        plain()
+        if trainer.step in left:
+            left.remove(trainer.step)
+            with torch.no_grad():
+                trainer.parts["score"].parameters[0].fill_(float("nan"))
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    return trainer
+
+
+def test_a_training_that_diverges_is_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the newest sound checkpoint at half the learning rate, or to the start where there is none; told in the metrics."""
+    trainer = poisoned(tmp_path, [11, 27], monkeypatch)
+    saves = iter([20])
+    due, plain = next(saves), Trainer._log
+
+    def log(self: Trainer, speed: object) -> None:
+        plain(self, speed)  # type: ignore[arg-type]
+        if self.step == due and self.rollbacks:
+            self._save()
+
+    monkeypatch.setattr(Trainer, "_log", log)
+    averaged = trainer.run()
+    assert all(bool(parameter.isfinite().all()) for parameter in averaged.parameters()) and trainer.step == 40
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [(r["step"], r["diverged_at"], r["rollbacks"]) for r in records if "diverged_at" in r]
+    assert told == [(0, 15, 1), (20, 30, 2)]
+    assert [r["learning_rate"] for r in records if "learning_rate" in r] == pytest.approx([1e-3] * 4 + [5e-4] * 4)
+    assert caplog.text.count("training diverged") == 2 and "rolled back to step 0, at 0.5 times" in caplog.text
+    state = load_checkpoint(tmp_path, newest_checkpoint(tmp_path) or 0)
+    assert state["step"] == 20 and state["rollbacks"] == 1
+
+
+def test_a_training_that_diverges_again_and_again_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = poisoned(tmp_path, [2, 2, 2, 2], monkeypatch)
+    with pytest.raises(HpcMolgenError, match=r"diverged \(loss nan\) at step 5, 3 times rolled back: lower train\.learning"):
+        trainer.run()
+    assert newest_checkpoint(tmp_path) is None
