@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from hpc_molgen import datasets, reweighting
 from hpc_molgen.config import dump_config
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.files import write_json
-from hpc_molgen.seeding import numpy_generator
+from hpc_molgen.seeding import derive_seed, numpy_generator
 from hpc_molgen.structures import StructureChecker, check_fractions, write_structures
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.workers import Stopwatch
@@ -34,7 +35,9 @@ class Chunk:
 
 
 def plan_chunks(run: Run) -> list[Chunk]:
-    """Cut the proposals into chunks by index."""
+    """Cut the proposals into chunks by index; generated trajectories have no energies."""
+    if run.config.makes_trajectories:
+        return []
     from hpc_molgen.dynamics.choice import choose_energies
 
     proposals = read_ensemble(run.path("sample", "proposals.h5"), run.system)
@@ -56,6 +59,8 @@ def chunk_energies(chunk: Chunk) -> tuple[np.ndarray, float]:
 
 def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[str, Any]:
     """Weigh the proposals, write weighted.h5, diagnostics.json and pdb/; return the figures of the stage."""
+    if run.config.makes_trajectories:
+        return write_frames(run)
     config, system = run.config.correct, run.system
     proposals = read_ensemble(run.path("sample", "proposals.h5"), system)
     reduced_energy = np.concatenate([part for part, _ in energies])
@@ -82,6 +87,59 @@ def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[s
     diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies)
     write_json(run.path("correct", "diagnostics.json"), diagnostics)
     return diagnostics
+
+
+def write_frames(run: Run) -> dict[str, Any]:
+    """Write structures for frames of generated trajectories, those of rare regions first; return the figures of the stage.
+
+    Collective variables do not determine a structure: each chosen frame becomes the reference frame that is nearest in them.
+    Regions are clusters of the reference; as many frames of each are taken as there are, rarest first, one after the other, and
+    a structure's weight is the share of its region among the generated frames over the structures from there.
+    """
+    from hpc_molgen.analysis.markov import fit_clusters
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.representations.cvs import CollectiveVariables
+    from hpc_molgen.trajectories import read_trajectories
+
+    system, seed, n = run.system, run.config.seed, run.config.correct.n_structures
+    variables = load_representation(run.path("featurize", "representation.safetensors"), system)
+    assert isinstance(variables, CollectiveVariables)
+    train, held_out = datasets.load_split(run)
+    reference = Ensemble.concatenate([train, held_out])
+    known = variables.channels(variables.measure(reference.positions_nm))
+    made = np.concatenate([np.asarray(part) for part in read_trajectories(run.path("sample", "trajectories.h5")).features])
+    channels = variables.channels(made)
+    clusters = fit_clusters([known], derive_seed(seed, "clusters"), min(run.config.report.n_clusters, n))
+    region = clusters.assign([channels])[0]
+    chosen = rare_first(region, n, numpy_generator(seed, "structures"))
+    counts = np.bincount(region)
+    weights = counts[region[chosen]] / len(region) / np.bincount(region[chosen], minlength=len(counts))[region[chosen]]
+    distance, nearest = cKDTree(known).query(channels[chosen])
+    structures = dataclasses.replace(reference[nearest], parent=chosen, log_weight=np.log(weights / weights.sum()))
+    checks = StructureChecker(system, _weighted_quantile(held_out, 0.999))(structures.positions_nm, structures.reduced_energy)
+    write_structures(run.path("correct", "pdb"), structures, system, checks, weights / weights.sum())
+    write_ensemble(run.path("correct", "frames.h5"), structures, system, seed=seed, config_yaml=dump_config(run.config))
+    diagnostics = {
+        "weighted": False,
+        "reason": "a surrogate of trajectories knows no ln q: its frames have no importance weights",
+        "regions": len(np.unique(region[chosen])),
+        "distance_to_reference": {"median": float(np.median(distance)), "largest": float(distance.max())},
+        "failed_fractions_of_structures": check_fractions(checks),
+    }
+    write_json(run.path("correct", "diagnostics.json"), diagnostics)
+    return diagnostics
+
+
+def rare_first(region: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Choose `n` frames (n,): one of each region, the rarest first, then a second one of each, and so on; none twice."""
+    order = generator.permutation(len(region))
+    counts = np.bincount(region)
+    turn = np.empty(len(region), dtype=int)  # how many frames of the same region come before this one
+    shuffled = region[order]
+    by_region = np.argsort(shuffled, kind="stable")
+    begins = np.concatenate([[0], np.cumsum(np.bincount(shuffled, minlength=len(counts)))])[:-1]
+    turn[by_region] = np.arange(len(region)) - begins[shuffled[by_region]]
+    return order[np.lexsort((counts[shuffled], turn))][:n]
 
 
 def _weighted_quantile(ensemble: Ensemble, share: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hpc_molgen.errors import InputError, UnsupportedForce
+from hpc_molgen.systems.registry import WITHOUT_STRUCTURES
 from hpc_molgen.systems.torsions import torsion_by_name
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ MAX_TIMESTEP_FS = 5.0
 def check_stages(config: RunConfig, stages: Sequence[str]) -> tuple[str, ...]:
     """Return the stages that the surrogate can serve, of those that are asked for.
 
-    A surrogate of trajectories knows no ln q, so nothing that it makes can be weighted: `correct` and `farm` are left out of
-    the stages of its runs, and the report shows how far its trajectories agree with held-out MD instead.
+    A surrogate of trajectories knows no ln q: `correct` gives its frames structures and no importance weights, and where there
+    are no structures at all, `correct` and `farm` are left out.
 
     Raises
     ------
@@ -29,16 +30,18 @@ def check_stages(config: RunConfig, stages: Sequence[str]) -> tuple[str, ...]:
     """
     if not config.makes_trajectories:
         return tuple(stages)
-    kept = tuple(stage for stage in stages if stage not in ("correct", "farm"))
-    if stages and not kept:
-        raise InputError(
-            f"surrogate.name 'gan' makes trajectories and knows no ln q, so there are no importance weights, and the stage "
-            f"'{stages[0]}' has nothing to do: 'report' compares them with held-out MD"
-        )
-    if config.representation.name != "cvs" and any(stage in ("sample", "report") for stage in kept):
+    if config.representation.name != "cvs" and any(stage not in ("reference", "featurize", "train") for stage in stages):
         raise InputError(
             "surrogate.name 'gan' samples collective variables by name: set representation.name to cvs and representation.cvs, "
             "or run it with --to train"
+        )
+    if config.system.name not in WITHOUT_STRUCTURES:
+        return tuple(stages)
+    kept = tuple(stage for stage in stages if stage not in ("correct", "farm"))
+    if stages and not kept:
+        raise InputError(
+            f"the stage '{stages[0]}' works on structures, and {config.system.name} has none; there are no importance weights "
+            "of generated trajectories either, for the surrogate knows no ln q: 'report' compares them with held-out MD"
         )
     return kept
 

@@ -123,19 +123,28 @@ def check_fractions(checks: Iterable[StructureCheck]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def write_structures(directory: Path, ensemble: Ensemble, system: MolecularSystem, checks: list[StructureCheck]) -> None:
+def write_structures(
+    directory: Path,
+    ensemble: Ensemble,
+    system: MolecularSystem,
+    checks: list[StructureCheck],
+    weights: np.ndarray | None = None,
+) -> None:
     """Write one PDB per conformation, with weight and parent in REMARKs, and manifest.json.
+
+    Structures that were drawn by weight count the same; those that were chosen otherwise come with `weights` (n,).
 
     Files carry the system's own atom names, residue names and elements, and CONECT records for residues that are not standard
     amino acids, so that OpenMM, mdtraj and PyMOL see the same molecule.
     """
     rows = []
+    how = "drawn by weight" if weights is None else "share of its region"
     for index in range(len(ensemble)):
         name = f"structure-{index:05d}.pdb"
         row = {
             "file": name,
             "parent": int(ensemble.parent[index]),
-            "weight": 1 / len(ensemble),  # drawn by weight: each structure counts the same
+            "weight": 1 / len(ensemble) if weights is None else float(weights[index]),
             "proposal_log_weight": float(ensemble.log_weight[index]),
             "reduced_energy": float(ensemble.reduced_energy[index]),
             "log_density": float(ensemble.log_density[index]),
@@ -143,7 +152,7 @@ def write_structures(directory: Path, ensemble: Ensemble, system: MolecularSyste
         }
         remarks = [
             f"hpc_molgen {system.name} (system key {system.key}), {system.temperature_kelvin} K",
-            f"weight {row['weight']:.6f} (drawn by weight)  parent proposal {row['parent']}",
+            f"weight {row['weight']:.6f} ({how})  parent proposal {row['parent']}",
             f"log weight of that proposal {row['proposal_log_weight']:.6f}",
             f"reduced energy {row['reduced_energy']:.6f} kT  ln q {row['log_density']:.6f}",
         ]

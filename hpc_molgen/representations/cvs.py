@@ -72,10 +72,13 @@ class CollectiveVariables(Representation):
         out[..., ~self._angles] = others * self.scale[~self._angles] + self.mean[~self._angles]
         return out
 
-    def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
+    def measure(self, positions_nm: np.ndarray) -> np.ndarray:
+        """Features (n, n_cvs) of positions (n, n_atoms, 3)."""
         measured = make_observables(self.names, self.system, self.system.positions_nm)
-        x = positions_nm.numpy()
-        values = np.stack([function(x) for function, _ in measured.values()], axis=1)
+        return np.stack([function(positions_nm) for function, _ in measured.values()], axis=1)
+
+    def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
+        values = self.measure(positions_nm.numpy())
         order = np.argsort(~self._angles, kind="stable")
         return torch.as_tensor(((values - self.mean) / self.scale)[:, order])
 

@@ -22,6 +22,8 @@ SYSTEMS = {
     "pdb-xml": "hpc_molgen.systems.from_files:from_pdb_and_xml",
 }
 
+WITHOUT_STRUCTURES = ("series", "triple-well")  # a particle in an external field has none that a PDB file could tell
+
 
 @functools.lru_cache(maxsize=8)
 def load_system(config: SystemConfig) -> MolecularSystem:

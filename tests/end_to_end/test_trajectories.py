@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from hpc_molgen.config import load_config
+from hpc_molgen.correction import rare_first
 from hpc_molgen.datasets import load_channels, load_series
+from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.representations.cvs import CollectiveVariables
@@ -140,3 +142,38 @@ def test_torsions_go_round_the_circle(tmp_path: Path) -> None:
     assert isinstance(again, CollectiveVariables) and np.array_equal(again.channels(angles), channels)
     with pytest.raises(InputError, match="do not determine a structure"):
         variables.decode(variables.encode(__import__("torch").as_tensor(system.positions_nm[None])))
+
+
+def test_frames_of_a_molecule_become_structures_and_seeds(command: CommandLine, tmp_path: Path) -> None:
+    """Generated (phi, psi, rg) of alanine dipeptide: nearest reference frames as PDBs, rare regions first, and MD from them."""
+    out = tmp_path / "run"
+    values = {
+        "reference.bias_torsion": "null", "reference.production_ps": 20, "surrogate": "{name: gan, n_frames: 32, hidden: 8}",
+        "representation": "{name: cvs, cvs: [phi, psi, rg]}", "train.n_steps": 3, "train.batch_size": 8, "sample.n_samples": 2,
+        "sample.n_frames": 400, "report.n_clusters": 8, "report.bootstrap_samples": 20, "report.memorisation_frames": 16,
+        "correct.n_structures": 12, "farm.n_replicas": 3,
+    }  # fmt: skip
+    ended = command("run", "tiny", "--out", str(out), *(part for k, v in values.items() for part in ("--set", f"{k}={v}")))
+    assert ended.returncode == 3, ended.stderr
+    rows = json.loads((out / "correct" / "pdb" / "manifest.json").read_text())["structures"]
+    assert len(rows) == 12 and sum(row["weight"] for row in rows) == pytest.approx(1)
+    assert len({row["parent"] for row in rows}) == 12
+    diagnostics = json.loads((out / "correct" / "diagnostics.json").read_text())
+    assert diagnostics["weighted"] is False and "no importance weights" in diagnostics["reason"]
+    run = Run.open(out)
+    frames = read_ensemble(out / "correct" / "frames.h5", run.system)
+    made = np.concatenate(read_trajectories(out / "sample" / "trajectories.h5").features)[frames.parent]
+    variables = load_representation(out / "featurize" / "representation.safetensors", run.system)
+    assert isinstance(variables, CollectiveVariables)
+    near = np.linalg.norm(variables.channels(made) - variables.channels(variables.measure(frames.positions_nm)), axis=1)
+    assert near.max() == pytest.approx(diagnostics["distance_to_reference"]["largest"], rel=1e-3)
+    records = (out / "farm" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["state"] for line in records] == ["done"] * 3
+    assert "phi" in (out / "report" / "report.md").read_text()
+
+
+def test_rare_regions_come_first() -> None:
+    region = np.repeat([0, 1, 2], [70, 5, 25])
+    chosen = rare_first(region, 20, np.random.default_rng(1))
+    assert len(set(chosen.tolist())) == 20
+    assert region[chosen][:6].tolist() == [1, 2, 0, 1, 2, 0] and np.bincount(region[chosen]).tolist() == [7, 5, 8]
