@@ -9,6 +9,7 @@ from openmm import app
 
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.forcefield import build_system, solvate
+from hpc_molgen.systems.torsions import place_atom
 
 if TYPE_CHECKING:
     from hpc_molgen.config import SystemConfig
@@ -46,18 +47,6 @@ _ATOMS = {
 }
 
 
-def _place(a: np.ndarray, b: np.ndarray, c: np.ndarray, bond_nm: float, angle_deg: float, torsion_deg: float) -> np.ndarray:
-    """Position of the atom bonded to `a`, at an angle with `b` and a torsion about b-a with `c`."""
-    angle, torsion = np.radians(angle_deg), np.radians(torsion_deg)
-    axis = (a - b) / np.linalg.norm(a - b)
-    normal = np.cross(b - c, axis)
-    normal /= np.linalg.norm(normal)
-    side = np.cross(normal, axis)
-    across = np.cos(torsion) * side + np.sin(torsion) * normal
-    position: np.ndarray = a + bond_nm * (np.sin(angle) * across - np.cos(angle) * axis)
-    return position
-
-
 def _build() -> tuple[app.Topology, np.ndarray]:
     topology = app.Topology()
     chain = topology.addChain()
@@ -69,7 +58,7 @@ def _build() -> tuple[app.Topology, np.ndarray]:
             placed[name] = np.array([0.0, 0.0, bond_nm])
         else:
             third = placed[c] if c else np.array([1.0, 0.0, 0.0])
-            placed[name] = _place(placed[a], placed[b], third, bond_nm, angle_deg, torsion_deg)
+            placed[name] = place_atom(placed[a], placed[b], third, bond_nm, angle_deg, torsion_deg)
     positions = []
     for residue_name, names in _ATOMS.items():
         residue = topology.addResidue(residue_name, chain)

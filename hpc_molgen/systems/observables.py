@@ -14,6 +14,7 @@ from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 
 Observable = Callable[[np.ndarray], np.ndarray]
 CONTACT_NM = 0.45  # between heavy atoms of residues at least four apart, in the native structure
+BEAD_CONTACT_NM, BEAD_SLACK = 0.9, 1.2  # and between beads, where a residue is one
 CONTACT_STEEPNESS_PER_NM = 50.0
 CONTACT_SLACK = 1.8
 AXES = ("x", "y", "z")
@@ -83,10 +84,12 @@ def _native_contacts(system: MolecularSystem) -> Observable:
     """Share of native contacts (Best, Hummer, Eaton 2013, PNAS 110, 17874, equation 1)."""
     residue = np.array([atom.residue.index for atom in system.topology.atoms])
     native = system.positions_nm
+    beads = len(set(residue)) == len(residue) > 1
+    cutoff, slack = (BEAD_CONTACT_NM, BEAD_SLACK) if beads else (CONTACT_NM, CONTACT_SLACK)
     close = [
         (i, j)
         for i, j in itertools.combinations(_heavy(system), 2)
-        if abs(residue[i] - residue[j]) > 3 and np.linalg.norm(native[i] - native[j]) < CONTACT_NM
+        if abs(residue[i] - residue[j]) > 3 and np.linalg.norm(native[i] - native[j]) < cutoff
     ]
     if not close:
         raise InputError(f"observables: {system.name} has no native contacts for 'q'")
@@ -95,7 +98,7 @@ def _native_contacts(system: MolecularSystem) -> Observable:
 
     def contacts(positions_nm: np.ndarray) -> np.ndarray:
         x = np.asarray(positions_nm, dtype=np.float64)
-        excess = np.linalg.norm(x[:, i] - x[:, j], axis=2) - CONTACT_SLACK * lengths
+        excess = np.linalg.norm(x[:, i] - x[:, j], axis=2) - slack * lengths
         with np.errstate(over="ignore"):
             return np.asarray((1 / (1 + np.exp(CONTACT_STEEPNESS_PER_NM * excess))).mean(axis=1))
 

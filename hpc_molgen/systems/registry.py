@@ -16,6 +16,7 @@ SYSTEMS = {
     "alanine-dipeptide": "hpc_molgen.systems.alanine_dipeptide:implicit",
     "alanine-dipeptide-vacuum": "hpc_molgen.systems.alanine_dipeptide:vacuum",
     "alanine-dipeptide-water": "hpc_molgen.systems.alanine_dipeptide:water",
+    "trp-cage": "hpc_molgen.systems.trp_cage:trp_cage",
     "triple-well": "hpc_molgen.systems.triple_well:triple_well",
     "series": "hpc_molgen.systems.series:series",
     "pdb": "hpc_molgen.systems.from_files:from_pdb",

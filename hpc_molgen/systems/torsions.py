@@ -14,6 +14,18 @@ if TYPE_CHECKING:
 Quad = tuple[int, int, int, int]
 
 
+def place_atom(a: np.ndarray, b: np.ndarray, c: np.ndarray, bond_nm: float, angle_deg: float, torsion_deg: float) -> np.ndarray:
+    """Position of the atom bonded to `a`, at an angle with `b` and a torsion about b-a with `c`."""
+    angle, torsion = np.radians(angle_deg), np.radians(torsion_deg)
+    axis = (a - b) / np.linalg.norm(a - b)
+    normal = np.cross(b - c, axis)
+    normal /= np.linalg.norm(normal)
+    side = np.cross(normal, axis)
+    across = np.cos(torsion) * side + np.sin(torsion) * normal
+    position: np.ndarray = a + bond_nm * (np.sin(angle) * across - np.cos(angle) * axis)
+    return position
+
+
 def torsion_angles(positions_nm: np.ndarray, atoms: Quad) -> np.ndarray:
     """Return the torsion of four atoms in radians, in (-pi, pi], IUPAC sign.
 

@@ -1,0 +1,99 @@
+"""Structure-based C-alpha models: one bead for each residue, whose native contacts attract.
+
+The model of Clementi, Nymeyer and Onuchic 2000, J. Mol. Biol. 298, 937: harmonic bonds and angles about the native structure,
+dihedrals with one and three minima, 12-10 contacts, and repulsion between all other pairs, in units of `EPSILON_KJ_MOL`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import mdtraj
+import numpy as np
+import openmm
+
+EPSILON_KJ_MOL = 2.5
+BOND, ANGLE, DIHEDRAL = 20_000.0, 40.0, (1.0, 0.5)  # of k in k / 2 x^2, per nm^2 and rad^2; of n = 1 and n = 3
+REPULSION_NM = 0.4
+MASS_AMU = 100.0
+SEPARATION = 4  # residues between the two of a contact, at least
+
+
+def contacts_of(heavy_nm: dict[int, np.ndarray], cutoff_nm: float) -> list[tuple[int, int]]:
+    """Return pairs of residues, at least `SEPARATION` apart, with atoms closer than `cutoff_nm`.
+
+    Parameters
+    ----------
+    heavy_nm : dict
+        Residue -> positions (n, 3) of its heavy atoms.
+    """
+    pairs = []
+    for i, j in itertools.combinations(sorted(heavy_nm), 2):
+        if j - i >= SEPARATION:
+            apart = np.linalg.norm(heavy_nm[i][:, None] - heavy_nm[j][None], axis=2).min()
+            pairs += [(i, j)] if apart < cutoff_nm else []
+    return pairs
+
+
+def build_model(native_nm: np.ndarray, contacts: list[tuple[int, int]]) -> openmm.System:
+    """Return the model of a chain of residues in a row.
+
+    Parameters
+    ----------
+    native_nm : np.ndarray, shape=(n_residues, 3)
+        Positions of the C-alpha atoms.
+    """
+    n, epsilon = len(native_nm), EPSILON_KJ_MOL
+    system = openmm.System()
+    for _ in range(n):
+        system.addParticle(MASS_AMU)
+    bonds, angles, dihedrals = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce(), openmm.PeriodicTorsionForce()
+    for i in range(n - 1):
+        bonds.addBond(i, i + 1, _distance(native_nm, i, i + 1), BOND * epsilon)
+    for i in range(n - 2):
+        angles.addAngle(i, i + 1, i + 2, _angle(native_nm[i : i + 3]), ANGLE * epsilon)
+    for i in range(n - 3):
+        phase = _dihedral(native_nm[i : i + 4]) + np.pi  # the minimum of 1 + cos(n x - phase) is where n x = phase + pi
+        for periodicity, strength in zip((1, 3), DIHEDRAL, strict=True):
+            dihedrals.addTorsion(
+                i, i + 1, i + 2, i + 3, periodicity, periodicity * (phase - np.pi) + np.pi, strength * epsilon
+            )  # fmt: skip
+    # every pair a bond: OpenMM's Reference platform takes ten times as long for the same by CustomNonbondedForce
+    pairs = openmm.CustomBondForce("(repulsive * s - attractive) * s^5; s = 1 / (r * r)")
+    for name in ("repulsive", "attractive"):
+        pairs.addPerBondParameter(name)
+    native = set(contacts)
+    for i, j in itertools.combinations(range(n), 2):
+        if (i, j) in native:
+            length = _distance(native_nm, i, j)
+            pairs.addBond(i, j, [5 * epsilon * length**12, 6 * epsilon * length**10])
+        elif j - i >= SEPARATION:
+            pairs.addBond(i, j, [epsilon * REPULSION_NM**12, 0.0])
+    for force in (bonds, angles, dihedrals, pairs):
+        system.addForce(force)
+    return system
+
+
+def chain_topology(names: list[str]) -> mdtraj.Topology:
+    """Return a topology of one C-alpha atom for each residue, bonded in a row."""
+    topology = mdtraj.Topology()
+    chain = topology.add_chain()
+    atoms = [topology.add_atom("CA", mdtraj.element.carbon, topology.add_residue(name, chain)) for name in names]
+    for first, second in itertools.pairwise(atoms):
+        topology.add_bond(first, second)
+    return topology
+
+
+def _distance(x: np.ndarray, i: int, j: int) -> float:
+    return float(np.linalg.norm(x[i] - x[j]))
+
+
+def _angle(x: np.ndarray) -> float:
+    a, b = x[0] - x[1], x[2] - x[1]
+    return float(np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1)))
+
+
+def _dihedral(x: np.ndarray) -> float:
+    a, b, c = np.diff(x, axis=0)
+    left, right = np.cross(a, b), np.cross(b, c)
+    return float(np.arctan2(np.linalg.norm(b) * (a @ right), left @ right))
