@@ -194,7 +194,12 @@ class FarmConfig(Model):
         0.0, ge=0, description="springs on the molecule's heavy atoms while heated, released over equilibration_ps"
     )
     production_ps: float = Field(20.0, gt=0)
-    timestep_fs: float = Field(2.0, gt=0, le=5, description="4 with constraints 'hbonds' and hydrogen_mass_amu 3")
+    timestep_fs: float = Field(
+        2.0,
+        gt=0,
+        le=100,
+        description="4 with constraints 'hbonds' and hydrogen_mass_amu 3; above 5 only without hydrogen atoms",
+    )
     constraints: Literal["none", "hbonds"] = "hbonds"
     hydrogen_mass_amu: float | None = Field(None, gt=1, le=4, description="heavy hydrogens: mass from the bonded heavy atom")
     friction_per_ps: float = Field(1.0, gt=0)

@@ -96,6 +96,8 @@ def run_stages(run: Run, stages: Sequence[str] = tuple(STAGES), *, again: bool =
     """Run `stages` in order; those that are finished with the same inputs are skipped unless asked for `again`."""
     stages = preflight.check_stages(run.config, stages)
     with run.lock():
+        if "farm" in stages:
+            preflight.check_time_steps(run.config, run.system)
         first = run.workers.share[0] == 0  # one job of an array checks for all
         if first and "reference" in stages and not run.workers.from_root(lambda: run.is_done("reference")):
             run.workers.from_root(lambda: preflight.check(run.config, run.system))

@@ -61,7 +61,7 @@ def check(config: RunConfig, system: MolecularSystem) -> None:
         lambda: representation_class(config.representation.name),
         lambda: _coordinates(config, system),
         lambda: _flexible(config, system),
-        lambda: _time_step(config, system),
+        lambda: check_time_steps(config, system),
         lambda: _batched(config, system),
     ]
     torsions = [] if config.representation.torsions == "all" else list(config.representation.torsions)
@@ -89,13 +89,22 @@ def _coordinates(config: RunConfig, system: MolecularSystem) -> None:
         make_observables(config.representation.cvs, system, system.positions_nm)
 
 
-def _time_step(config: RunConfig, system: MolecularSystem) -> None:
-    light = any(atom.element is not None and atom.element.symbol == "H" for atom in system.topology.atoms)
-    if light and config.reference.timestep_fs > MAX_TIMESTEP_FS:
-        raise InputError(
-            f"reference.timestep_fs {config.reference.timestep_fs:g}: {system.name} has hydrogen atoms, for which at most "
-            f"{MAX_TIMESTEP_FS:g} fs are stable"
-        )
+def check_time_steps(config: RunConfig, system: MolecularSystem) -> None:
+    """Check that molecules with hydrogen atoms take short steps.
+
+    Raises
+    ------
+    InputError
+        For steps of the reference or the farm that no all-atom model survives.
+    """
+    if not any(atom.element is not None and atom.element.symbol == "H" for atom in system.topology.atoms):
+        return
+    for name, value in (("reference", config.reference.timestep_fs), ("farm", config.farm.timestep_fs)):
+        if value > MAX_TIMESTEP_FS:
+            raise InputError(
+                f"{name}.timestep_fs {value:g}: {system.name} has hydrogen atoms, for which at most {MAX_TIMESTEP_FS:g} fs are "
+                "stable"
+            )
 
 
 def _batched(config: RunConfig, system: MolecularSystem) -> None:

@@ -182,11 +182,19 @@ def test_farms_survive_random_faults(command: CommandLine, tmp_path: Path) -> No
     assert record["results"]["problems"] == [] and sum(record["results"]["faults"].values()) >= 5
 
 
+def test_long_steps_are_refused_before_they_cost_anything(command: CommandLine, starts: Path, tmp_path: Path) -> None:
+    ended = command("farm", "tiny", "--starts", str(starts), "--out", str(tmp_path / "run"), "--set", "farm.timestep_fs=20")
+    assert ended.returncode == 2 and "has hydrogen atoms, for which at most 5 fs" in ended.stderr, ended.stderr
+
+
 @needs_mpi
 def test_benchmark_farm(command: CommandLine, tmp_path: Path) -> None:
     ended = command("benchmark", "farm", "--size", "smoke", "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     results = json.loads((tmp_path / "farm-smoke.json").read_text())["results"]
+    assert (results["engines"] is None) == (shutil.which("gmx") is None)
+    if results["engines"]:
+        assert all(speed["mean"] > 0 for speed in results["engines"]["ns_per_day"].values())
     assert results["queue"]["distinct"] == results["queue"]["records"] == 2000 and results["pairs_percent"]["cpu_s"]["n"] == 2
     assert all(part["ns"] > 0 and part["cpu_s"] > 0 for part in results["rounds"][0].values())
     assert "2,000 replicas that do nothing pass the queue" in (tmp_path / "farm-smoke.md").read_text()
