@@ -302,22 +302,8 @@ class GromacsBox:
                 f"{self._fixed['cutoff_nm']:g} nm: make farm.box_nm larger, or use farm.engine openmm"
             ) from problem
 
-    def _mdrun(self, *arguments: str) -> None:
-        line = (
-            "-deffnm",
-            "run",
-            "-ntmpi",
-            "1",
-            "-ntomp",
-            "1",
-            "-nb",
-            "cpu",
-            "-pin",
-            "off",
-            "-reprod",
-            "-notunepme",
-            *arguments,
-        )
+    def _mdrun(self) -> None:
+        line = ("-deffnm", "run", *ONE_CORE, "-reprod", "-notunepme")
         call(self.executable, self._folder, "mdrun", *line, wait=interrupts.check)
 
     def _energies(self, *names: str) -> np.ndarray:
