@@ -244,7 +244,11 @@ def test_the_published_perceptron_is_a_baseline() -> None:
     gan.double()
     losses = gan.loss("critic", data(gan, 3), noise_of(gan, "critic", 3))
     losses.sum().backward()
-    assert losses.shape == (3,)
+    assert losses.shape == (3,) and (losses != 0).all()
+    for part in ("critic", "generator"):
+        gan.zero_grad()
+        gan.loss(part, data(gan, 3), noise_of(gan, part, 3)).sum().backward()
+        assert all(p.grad is not None and bool((p.grad != 0).any()) for p in gan.parts()[part].parameters())
 
 
 @pytest.mark.parametrize("n_frames", [32, 1024])

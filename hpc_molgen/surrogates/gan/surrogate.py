@@ -48,7 +48,7 @@ class TrajectoryGan(Surrogate):
     tuple_hidden : int
         Width of the critic of tuples.
     window_weight, tuple_weight : float
-        Of the two losses; 0 leaves the critic out.
+        Of the two losses; 0 leaves a critic out, though not the last one.
     critic_updates : int
         Updates of the critics for each one of the generator.
     gradient_penalty : float
@@ -109,7 +109,9 @@ class TrajectoryGan(Surrogate):
         self.tuple_frames = tuple_frames
         sizes = n_channels * tuple_frames, len(self.lag_frames), tuple_hidden, n_conditions
         of_tuples = TupleCritic(*sizes) if self.lag_frames and tuple_weight else None
-        self.critic = Critics(window if window_weight or of_tuples is None else None, of_tuples)
+        if of_tuples is None:
+            self.window_weight = window_weight or 1.0  # the only critic there is
+        self.critic = Critics(window if self.window_weight else None, of_tuples)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
