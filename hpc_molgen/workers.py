@@ -217,6 +217,10 @@ class Workers:
             for process in multiprocessing.active_children():
                 process.terminate()
                 process.join(5)  # so that its CPU time is counted
+            # One of the executor's threads may be writing to a pipe that is full. Nobody reads it any more: without its other
+            # end the write fails, and the thread ends, for which this process would wait at its exit.
+            with contextlib.suppress(AttributeError, OSError):
+                executor._call_queue._reader.close()  # type: ignore[attr-defined]
             executor.shutdown(wait=False, cancel_futures=True)
             raise
         executor.shutdown()
