@@ -16,6 +16,7 @@ from hpc_molgen.files import write_json
 from hpc_molgen.seeding import derive_seed, numpy_generator
 from hpc_molgen.structures import StructureChecker, check_fractions, write_structures
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.trajectories import read_trajectories
 from hpc_molgen.workers import Stopwatch
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ def write_frames(run: Run) -> dict[str, Any]:
     from hpc_molgen.analysis.markov import fit_clusters
     from hpc_molgen.representations.base import load_representation
     from hpc_molgen.representations.cvs import CollectiveVariables
-    from hpc_molgen.trajectories import read_trajectories
 
     system, seed, n = run.system, run.config.seed, run.config.correct.n_structures
     variables = load_representation(run.path("featurize", "representation.safetensors"), system)
@@ -113,11 +113,12 @@ def write_frames(run: Run) -> dict[str, Any]:
     region = clusters.assign([channels])[0]
     chosen = rare_first(region, n, numpy_generator(seed, "structures"))
     counts = np.bincount(region)
-    weights = counts[region[chosen]] / len(region) / np.bincount(region[chosen], minlength=len(counts))[region[chosen]]
+    weights = counts[region[chosen]] / np.bincount(region[chosen], minlength=len(counts))[region[chosen]]
+    weights = weights / weights.sum()
     distance, nearest = cKDTree(known).query(channels[chosen])
-    structures = dataclasses.replace(reference[nearest], parent=chosen, log_weight=np.log(weights / weights.sum()))
+    structures = dataclasses.replace(reference[nearest], parent=chosen, log_weight=np.log(weights))
     checks = StructureChecker(system, _weighted_quantile(held_out, 0.999))(structures.positions_nm, structures.reduced_energy)
-    write_structures(run.path("correct", "pdb"), structures, system, checks, weights / weights.sum())
+    write_structures(run.path("correct", "pdb"), structures, system, checks, weights)
     write_ensemble(run.path("correct", "frames.h5"), structures, system, seed=seed, config_yaml=dump_config(run.config))
     diagnostics = {
         "weighted": False,

@@ -49,7 +49,7 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     Raises
     ------
     InputError
-        As `load_split`, and when imported series have other features than `representation.cvs` says.
+        As `load_split`.
     """
     fraction, path = run.config.reference.held_out_fraction, run.path("reference", "series.h5")
     if path.is_file():
@@ -67,9 +67,7 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     for side in (False, True):
         paths = [path for (_, path), held in zip(walkers, aside, strict=True) if held == side]
         positions = (read_ensemble(path, run.system).positions_nm for path in paths)
-        features = [observe([x], measured, dt_ps, ["-"]).features[0] for x in positions]
-        names, units = tuple(measured), tuple(unit for _, unit in measured.values())
-        sides.append(TrajectorySet(tuple(features), names, units, dt_ps, tuple(path.stem for path in paths)))
+        sides.append(observe(positions, measured, dt_ps, [path.stem for path in paths]))
     return sides[0], sides[1]
 
 

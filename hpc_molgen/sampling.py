@@ -17,6 +17,7 @@ from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 from hpc_molgen.workers import Stopwatch, local_rank
 
 if TYPE_CHECKING:
+    from hpc_molgen.representations.base import Representation
     from hpc_molgen.run import Run
     from hpc_molgen.surrogates.base import Surrogate
 
@@ -73,14 +74,14 @@ def _draw(shard: Shard) -> None:
     torch.set_num_threads(1)  # shards are the parallelism: one core each
     watch = Stopwatch()
     surrogate = load_surrogate(shard.surrogate, shard.system.key)
-    if surrogate.of == "trajectories":
-        _draw_series(shard, surrogate, watch)
-        return
-    if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
-        raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
     if torch.cuda.is_available():
         surrogate = surrogate.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
     representation = load_representation(shard.representation, shard.system)
+    if surrogate.of == "trajectories":
+        _draw_series(shard, surrogate, representation, watch)
+        return
+    if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
+        raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
     features, log_q = surrogate.sample(
         shard.n,
         derive_seed(shard.seed, "sample", shard.index),
@@ -97,12 +98,10 @@ def _draw(shard: Shard) -> None:
     write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
 
 
-def _draw_series(shard: Shard, surrogate: Surrogate, watch: Stopwatch) -> None:
+def _draw_series(shard: Shard, surrogate: Surrogate, variables: Representation, watch: Stopwatch) -> None:
     """Draw whole trajectories of collective variables."""
-    from hpc_molgen.representations.base import load_representation
     from hpc_molgen.representations.cvs import CollectiveVariables
 
-    variables = load_representation(shard.representation, shard.system)
     if not isinstance(variables, CollectiveVariables):
         raise InputError("sampling trajectories needs representation.name cvs: other features have no name to be read by")
     seed = derive_seed(shard.seed, "sample", shard.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import appearing_whole
-from hpc_molgen.systems.observables import Observable
+from hpc_molgen.systems.observables import Observable, values_of
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,16 @@ def _read_folder(path: Path, dt_ps: float) -> TrajectorySet:
 
 
 def observe(
-    positions_nm: Sequence[np.ndarray], observables: dict[str, tuple[Observable, str]], dt_ps: float, labels: Sequence[str]
+    positions_nm: Iterable[np.ndarray], observables: dict[str, tuple[Observable, str]], dt_ps: float, labels: Sequence[str]
 ) -> TrajectorySet:
     """Evaluate observables on molecular trajectories.
 
     Parameters
     ----------
-    positions_nm : sequence of np.ndarray, each of shape=(n_frames, n_atoms, 3)
+    positions_nm : iterable of np.ndarray, each of shape=(n_frames, n_atoms, 3)
+        One at a time is held in memory.
     observables : dict
         Name -> (function of positions that returns (n_frames,), unit).
     """
-    features = tuple(np.stack([function(x) for function, _ in observables.values()], axis=1) for x in positions_nm)
+    features = tuple(values_of(observables, x) for x in positions_nm)
     return TrajectorySet(features, tuple(observables), tuple(unit for _, unit in observables.values()), dt_ps, tuple(labels))

@@ -38,7 +38,7 @@ class Estimate:
     value: float
     low: float
     high: float
-    standard_error: float
+    standard_error: float = float("nan")
 
 
 @dataclass(frozen=True)

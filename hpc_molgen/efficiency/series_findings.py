@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.analysis.baselines import autoregression, fit_markov_sampler, shuffled
+from hpc_molgen.analysis.free_energy import Estimate
 from hpc_molgen.analysis.kinetics import statistical_inefficiency
 from hpc_molgen.analysis.markov import Clusters, chapman_kolmogorov, fit_clusters, implied_timescales
 from hpc_molgen.analysis.memorisation import Memorisation, memorisation
@@ -29,17 +30,8 @@ N_TIMESCALES = 2
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value and its 95 % interval from a bootstrap over trajectories (nan for a single one)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class SetFindings:
-    """One set of trajectories.
+    """One set of trajectories; the intervals are of a bootstrap over them (nan for a single one).
 
     Attributes
     ----------
@@ -213,7 +205,7 @@ def _interval(value: float, replicates: np.ndarray, n: int) -> Estimate:
     if n < 2 or not np.isfinite(replicates).any():
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.nanquantile(replicates, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, float(low), float(high), float(np.nanstd(replicates)))
 
 
 def _correlation_time(series: list[np.ndarray], column: int, draws: np.ndarray) -> Estimate:
@@ -221,7 +213,7 @@ def _correlation_time(series: list[np.ndarray], column: int, draws: np.ndarray) 
     flat = np.concatenate([part[:, column] for part in series])
     trajectory = np.repeat(np.arange(len(series)), [len(part) for part in series])
     value = statistical_inefficiency(flat, trajectory) / 2
-    mean = flat.mean()
-    each = np.array([statistical_inefficiency(part[:, column] - mean, np.zeros(len(part))) / 2 for part in series])
+    each = np.array([statistical_inefficiency(part[:, column], np.zeros(len(part))) / 2 for part in series])
     estimate = _ratio(each, np.ones(len(each)), draws)
-    return Estimate(value, value + estimate.low - estimate.value, value + estimate.high - estimate.value)
+    shift = value - estimate.value
+    return Estimate(value, shift + estimate.low, shift + estimate.high, estimate.standard_error)

@@ -11,7 +11,7 @@ import numpy as np
 from hpc_molgen.efficiency import figures
 from hpc_molgen.efficiency.document import Picture, Section
 from hpc_molgen.efficiency.series_findings import GENERATED, HELD_OUT, MARKOV, TRAIN, SeriesFindings
-from hpc_molgen.efficiency.series_verdict import interval, score, timescale
+from hpc_molgen.efficiency.series_verdict import interval, score, slowest, timescale
 from hpc_molgen.efficiency.tables import Table, number
 from hpc_molgen.files import read_json
 from hpc_molgen.run import stage_costs
@@ -32,11 +32,11 @@ def sections(run: Run, findings: SeriesFindings) -> list[Section]:
 
 def key_figures(findings: SeriesFindings) -> list[tuple[str, str]]:
     """Return the numbers beside the verdict."""
-    ours, row = findings.sets[GENERATED], findings.lags.index(findings.ck_lag)
+    ours, reference = findings.sets[GENERATED], findings.sets[HELD_OUT]
     return [
         (f"{ours.divergence / findings.floor:.2f} x noise floor", "divergence from held-out MD"),
-        (f"{interval(timescale(ours, row))} frames", "slowest implied timescale, generated"),
-        (f"{interval(timescale(findings.sets[HELD_OUT], row))} frames", "slowest implied timescale, held-out MD"),
+        (f"{interval(slowest(findings, ours))} frames", "slowest implied timescale, generated"),
+        (f"{interval(slowest(findings, reference))} frames", "slowest implied timescale, held-out MD"),
         (number(findings.memorisation.ratio), "distance to training over distance to held-out windows (1: no copies)"),
     ]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpc_molgen.analysis.free_energy import Estimate
 from hpc_molgen.efficiency.series_findings import (
     AUTOREGRESSION,
     GENERATED,
     HELD_OUT,
     MARKOV,
     SHUFFLED,
-    Estimate,
     SeriesFindings,
     SetFindings,
 )
@@ -41,7 +41,7 @@ def decide_series(findings: SeriesFindings, tolerance: float) -> Verdict:
         *_beats(findings),
     ]
     passed = all(check.passed for check in checks)
-    times = _slowest(findings, ours), _slowest(findings, reference)
+    times = slowest(findings, ours), slowest(findings, reference)
     sentence = (
         f"Divergence from held-out MD {ours.divergence:.2g} nats (two halves of MD: {findings.floor:.2g}); slowest implied "
         f"timescale {interval(times[0])} frames against {interval(times[1])}; {_against_markov(findings)}"
@@ -63,12 +63,9 @@ def timescale(part: SetFindings, lag: int, number: int = 0) -> Estimate:
     return Estimate(*map(float, part.timescales[lag, number]))
 
 
-def _row(findings: SeriesFindings) -> int:
-    return findings.lags.index(findings.ck_lag)
-
-
-def _slowest(findings: SeriesFindings, part: SetFindings) -> Estimate:
-    return timescale(part, _row(findings))
+def slowest(findings: SeriesFindings, part: SetFindings) -> Estimate:
+    """Return the slowest implied timescale at the lag of the Chapman-Kolmogorov test."""
+    return timescale(part, findings.lags.index(findings.ck_lag))
 
 
 def score(findings: SeriesFindings, name: str) -> float:
@@ -78,7 +75,7 @@ def score(findings: SeriesFindings, name: str) -> float:
     implied timescale, each over its tolerance. 4 is what a set has that meets each just so; no timescale counts as 100 %.
     """
     part, reference = findings.sets[name], findings.sets[HELD_OUT]
-    slow, true = _slowest(findings, part).value, _slowest(findings, reference).value
+    slow, true = slowest(findings, part).value, slowest(findings, reference).value
     slow = slow if np.isfinite(slow) else 0.0
     increments = max(abs(a / b - 1) for a, b in zip(part.increments, reference.increments, strict=True))
     pairs = zip(part.correlation_times, reference.correlation_times, strict=True)
@@ -120,7 +117,7 @@ def _times(findings: SeriesFindings, tolerance: float) -> list[Check]:
     checks = []
     pairs = [
         *zip(ours.correlation_times, reference.correlation_times, findings.feature_names, strict=True),
-        (_slowest(findings, ours), _slowest(findings, reference), "slowest implied timescale"),
+        (slowest(findings, ours), slowest(findings, reference), "slowest implied timescale"),
     ]
     for mine, theirs, name in pairs:
         what = name if name.startswith("slowest") else f"correlation time of {name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -87,6 +88,8 @@ def _serve(
         _steps_during(engine, WARM_S)
         barrier.wait(PATIENCE_S)
         connection.send(_steps_during(engine, measure_s))
+    except threading.BrokenBarrierError:  # another one has said why
+        os._exit(1)
     except (openmm.OpenMMException, InputError) as problem:
         barrier.abort()
         log.warning("farm: %s", problem)

@@ -76,7 +76,7 @@ def submit_stages(config: RunConfig, site: str, out: Path, stages: Sequence[str]
         )
     if not dry_run and site != "local":
         submissions.refuse_while_active(out, submissions.read(out))
-    preflight.check_stages(config, stages)
+    stages = preflight.check_stages(config, stages)
     run = Run(out, config, Workers()) if dry_run else Run.create(out, config, Workers())
     yield from (f"{stage:10s} done before with the same inputs" for stage in stages if run.is_done(stage))
     jobs = plan_jobs(run, settings, stages)

@@ -9,7 +9,7 @@ import torch
 
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation
-from hpc_molgen.systems.observables import make_observables
+from hpc_molgen.systems.observables import make_observables, values_of
 
 if TYPE_CHECKING:
     from hpc_molgen.config import RepresentationConfig
@@ -74,8 +74,7 @@ class CollectiveVariables(Representation):
 
     def measure(self, positions_nm: np.ndarray) -> np.ndarray:
         """Features (n, n_cvs) of positions (n, n_atoms, 3)."""
-        measured = make_observables(self.names, self.system, self.system.positions_nm)
-        return np.stack([function(positions_nm) for function, _ in measured.values()], axis=1)
+        return values_of(make_observables(self.names, self.system, self.system.positions_nm), positions_nm)
 
     def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
         values = self.measure(positions_nm.numpy())

@@ -53,6 +53,11 @@ def make_observables(
     return found
 
 
+def values_of(observables: dict[str, tuple[Observable, str]], positions_nm: np.ndarray) -> np.ndarray:
+    """Return the values (n, n_observables) of observables at positions (n, n_atoms, 3)."""
+    return np.stack([function(positions_nm) for function, _ in observables.values()], axis=1)
+
+
 def _heavy(system: MolecularSystem) -> np.ndarray:
     heavy = [atom.index for atom in system.topology.atoms if atom.element is None or atom.element.symbol != "H"]
     return np.array(heavy, dtype=int)

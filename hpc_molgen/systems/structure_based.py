@@ -12,6 +12,8 @@ import mdtraj
 import numpy as np
 import openmm
 
+from hpc_molgen.systems.torsions import torsion_angles
+
 EPSILON_KJ_MOL = 2.5
 BOND, ANGLE, DIHEDRAL = 20_000.0, 40.0, (1.0, 0.5)  # of k in k / 2 x^2, per nm^2 and rad^2; of n = 1 and n = 3
 REPULSION_NM = 0.4
@@ -53,18 +55,17 @@ def build_model(native_nm: np.ndarray, contacts: list[tuple[int, int]]) -> openm
     for i in range(n - 2):
         angles.addAngle(i, i + 1, i + 2, _angle(native_nm[i : i + 3]), ANGLE * epsilon)
     for i in range(n - 3):
-        phase = _dihedral(native_nm[i : i + 4]) + np.pi  # the minimum of 1 + cos(n x - phase) is where n x = phase + pi
-        for periodicity, strength in zip((1, 3), DIHEDRAL, strict=True):
-            dihedrals.addTorsion(
-                i, i + 1, i + 2, i + 3, periodicity, periodicity * (phase - np.pi) + np.pi, strength * epsilon
-            )  # fmt: skip
+        native = float(torsion_angles(native_nm, (i, i + 1, i + 2, i + 3)))
+        for n_minima, strength in zip((1, 3), DIHEDRAL, strict=True):
+            phase = n_minima * native + np.pi  # 1 + cos(n x - phase) is smallest where n x = phase + pi
+            dihedrals.addTorsion(i, i + 1, i + 2, i + 3, n_minima, phase, strength * epsilon)
     # every pair a bond: OpenMM's Reference platform takes ten times as long for the same by CustomNonbondedForce
     pairs = openmm.CustomBondForce("(repulsive * s - attractive) * s^5; s = 1 / (r * r)")
     for name in ("repulsive", "attractive"):
         pairs.addPerBondParameter(name)
-    native = set(contacts)
+    in_contact = set(contacts)
     for i, j in itertools.combinations(range(n), 2):
-        if (i, j) in native:
+        if (i, j) in in_contact:
             length = _distance(native_nm, i, j)
             pairs.addBond(i, j, [5 * epsilon * length**12, 6 * epsilon * length**10])
         elif j - i >= SEPARATION:
@@ -91,9 +92,3 @@ def _distance(x: np.ndarray, i: int, j: int) -> float:
 def _angle(x: np.ndarray) -> float:
     a, b = x[0] - x[1], x[2] - x[1]
     return float(np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1)))
-
-
-def _dihedral(x: np.ndarray) -> float:
-    a, b, c = np.diff(x, axis=0)
-    left, right = np.cross(a, b), np.cross(b, c)
-    return float(np.arctan2(np.linalg.norm(b) * (a @ right), left @ right))

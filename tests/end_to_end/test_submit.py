@@ -66,6 +66,16 @@ def test_local_site_runs_stages_in_sequence_and_reports_a_failure(command: Comma
     assert "'featurize' failed" in ended.stderr and "log:" in ended.stderr
 
 
+def test_stages_that_a_system_without_structures_cannot_have_are_not_submitted(command: Command, tmp_path: Path) -> None:
+    chain = "triple-well", "--site", "generic", "--dry-run", "--out", str(tmp_path / "run")
+    ended = command("submit", *chain)
+    assert ended.returncode == 0, ended.stderr
+    assert ", sample" in ended.stdout or "---- sample" in ended.stdout
+    assert "correct" not in ended.stdout and "farm" not in ended.stdout
+    alone = command("submit", *chain, "--only", "farm")
+    assert alone.returncode == 2 and "triple-well has none" in alone.stderr and "Traceback" not in alone.stderr
+
+
 def test_a_share_of_a_stage_by_hand(command: Command, tmp_path: Path) -> None:
     for arguments, said in (
         (["--share", "2/2", "--only", "reference"], "K from 0 to N-1"),
