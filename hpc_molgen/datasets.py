@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,7 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     """Return the collective variables of training and of held-out trajectories, split by trajectory.
 
     Read where they came as time series, measured on the walkers' frames otherwise (`representation.cvs`). Series that share
-    frames are on one side.
+    frames are on one side; of each label the same share is held out, and of an unseen one all.
 
     Raises
     ------
@@ -54,20 +56,28 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     fraction, path = run.config.reference.held_out_fraction, run.path("reference", "series.h5")
     if path.is_file():
         found = read_trajectories(path)
-        order = {group: number for number, group in enumerate(dict.fromkeys(found.groups))}
+        first = dict(reversed(list(zip(found.groups, found.conditions, strict=True))))
+        groups = list(dict.fromkeys(found.groups))
+        order = {group: [first[other] for other in groups[:number]].count(first[group]) for number, group in enumerate(groups)}
         aside = np.array([is_held_out(order[group], fraction) for group in found.groups])
         _check_parts(run, int((~aside).sum()), int(aside.sum()))
         return found[np.flatnonzero(~aside).tolist()], found[np.flatnonzero(aside).tolist()]
     measured = make_observables(run.config.representation.cvs, run.system, run.system.positions_nm)
-    walkers = _walkers(run)
-    aside = np.array([is_held_out(number, fraction) for number, _ in walkers])
+    walkers, labels = _walkers(run), run.config.reference.labels
+    n_labels = max(1, len(labels))
+    aside = np.array([is_held_out(number // n_labels, fraction) for number, _ in walkers])
+    aside |= np.array([bool(labels) and labels[number % n_labels].unseen for number, _ in walkers])
     _check_parts(run, int((~aside).sum()), int(aside.sum()))
     dt_ps = run.config.reference.save_every_ps
     sides = []
     for side in (False, True):
-        paths = [path for (_, path), held in zip(walkers, aside, strict=True) if held == side]
-        positions = (read_ensemble(path, run.system).positions_nm for path in paths)
-        sides.append(observe(positions, measured, dt_ps, [path.stem for path in paths]))
+        chosen = [(number, path) for (number, path), held in zip(walkers, aside, strict=True) if held == side]
+        positions = (read_ensemble(path, run.system).positions_nm for _, path in chosen)
+        found = observe(positions, measured, dt_ps, [path.stem for _, path in chosen])
+        if labels:
+            rows = tuple((labels[number % n_labels].temperature_kelvin,) for number, _ in chosen)
+            found = dataclasses.replace(found, condition_names=("temperature_kelvin",), conditions=rows)
+        sides.append(found)
     return sides[0], sides[1]
 
 
@@ -109,7 +119,7 @@ def fit_representation(run: Run) -> Representation:
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     sides = load_series(run)
-    variables = CollectiveVariables.of_series(run.system, sides[0])
+    variables = CollectiveVariables.of_series(run.system, *sides)
     for name, side in zip(("train", "held_out"), sides, strict=True):
         shape = sum(side.n_frames), variables.n_channels
         written = np.lib.format.open_memmap(run.path("featurize", f"{name}.npy"), "w+", np.float32, shape)
@@ -118,14 +128,42 @@ def fit_representation(run: Run) -> Representation:
             written[first : first + len(part)] = variables.channels(np.asarray(part))
             first += len(part)
         written.flush()
-        write_json(run.path("featurize", f"{name}.json"), {"n_frames": list(side.n_frames), "labels": list(side.labels)})
+        described = {"n_frames": list(side.n_frames), "labels": list(side.labels), "conditions": list(side.conditions)}
+        write_json(run.path("featurize", f"{name}.json"), described)
     return variables
 
 
-def load_channels(run: Run, side: str) -> tuple[np.ndarray, list[int]]:
-    """Return the channels (n_frames, n_channels) of one side, "train" or "held_out", as a memory map, and series' lengths."""
-    mapped = np.load(run.path("featurize", f"{side}.npy"), mmap_mode="r", allow_pickle=False)
-    return mapped, [int(n) for n in read_json(run.path("featurize", f"{side}.json"))["n_frames"]]
+@dataclass(frozen=True)
+class Channels:
+    """Series of one side as networks see them, one after the other.
+
+    Attributes
+    ----------
+    values : np.ndarray, shape=(n_frames, n_channels)
+        A memory map.
+    n_frames : list of int
+        Length of each series.
+    conditions : np.ndarray, shape=(n_series, n_conditions)
+        What they differ by, as the user names it.
+    """
+
+    values: np.ndarray
+    n_frames: list[int]
+    conditions: np.ndarray
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The frame after the last one of each series, shape=(n_series,)."""
+        return np.cumsum(self.n_frames)
+
+
+def load_channels(directory: Path, side: str) -> Channels:
+    """Return the channels of one side, "train" or "held_out", that the featurize stage left in its directory."""
+    values = np.load(directory / f"{side}.npy", mmap_mode="r", allow_pickle=False)
+    described = read_json(directory / f"{side}.json")
+    n_frames = [int(n) for n in described["n_frames"]]
+    conditions = np.array(described["conditions"], dtype=np.float64).reshape(len(n_frames), -1)
+    return Channels(values, n_frames, conditions)
 
 
 def boltzmann_weights(ensemble: Ensemble) -> np.ndarray:

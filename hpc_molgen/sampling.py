@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.config import SampleConfig, dump_config
+from hpc_molgen.datasets import load_channels
 from hpc_molgen.ensemble import Ensemble, read_attributes, read_ensemble, write_ensemble
 from hpc_molgen.errors import InputError
-from hpc_molgen.seeding import derive_seed
+from hpc_molgen.seeding import derive_seed, numpy_generator
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 from hpc_molgen.workers import Stopwatch, local_rank
 
 if TYPE_CHECKING:
+    import torch
+
     from hpc_molgen.representations.base import Representation
     from hpc_molgen.run import Run
     from hpc_molgen.surrogates.base import Surrogate
@@ -100,17 +103,41 @@ def _draw(shard: Shard) -> None:
 
 def _draw_series(shard: Shard, surrogate: Surrogate, variables: Representation, watch: Stopwatch) -> None:
     """Draw whole trajectories of collective variables."""
+    import torch
+
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     if not isinstance(variables, CollectiveVariables):
         raise InputError("sampling trajectories needs representation.name cvs: other features have no name to be read by")
     seed = derive_seed(shard.seed, "sample", shard.index)
-    channels, _ = surrogate.sample(shard.n, seed, n_frames=shard.config.n_frames)
-    features = variables.features(channels.cpu().numpy())
-    numbers = range(shard.start, shard.start + shard.n)
-    labels = tuple(f"generated {number}" for number in numbers)
-    made = TrajectorySet(tuple(features), variables.names, variables.units, shard.dt_ps, labels)
+    numbers = np.arange(shard.start, shard.start + shard.n)
+    labels = variables.labels
+    conditions = labels.values[numbers % len(labels.values)]  # in turn
+    options: dict[str, Any] = {"n_frames": shard.config.n_frames, "segment": shard.config.segment_frames}
+    if labels.names:
+        options["conditions"] = torch.as_tensor(labels.scaled(conditions))
+    if surrogate.hyperparameters["start_frame"]:
+        options["start"] = _first_frames(shard, conditions)
+    channels, _ = surrogate.sample(shard.n, seed, **options)
+    made = TrajectorySet(
+        tuple(variables.features(channels.cpu().numpy())), variables.names, variables.units, shard.dt_ps,
+        tuple(f"generated {number}" for number in numbers), (), labels.names, tuple(map(tuple, conditions.tolist())),
+    )  # fmt: skip
     made.write(shard.path, {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s})
+
+
+def _first_frames(shard: Shard, conditions: np.ndarray) -> torch.Tensor:
+    """Draw a training frame of the nearest label for each row of conditions: shape (n, n_channels)."""
+    import torch
+
+    train, generator = load_channels(shard.representation.parent, "train"), numpy_generator(shard.seed, "start", shard.index)
+    ends, frames = train.ends, []
+    for row in conditions:
+        distance = np.abs(train.conditions - row).sum(axis=1)
+        own = np.flatnonzero(distance == distance.min())
+        series = generator.choice(own, p=np.take(train.n_frames, own) / np.take(train.n_frames, own).sum())
+        frames.append(train.values[ends[series] - 1 - generator.integers(train.n_frames[series])])
+    return torch.as_tensor(np.array(frames))
 
 
 def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:

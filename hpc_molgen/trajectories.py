@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class TrajectorySet:
         One for each trajectory: where it comes from.
     groups : tuple of int
         Trajectories of one group share frames and belong on one side of a split; each is a group of its own by default.
+    condition_names : tuple of str
+        What trajectories differ by, such as "temperature_kelvin"; () where they are all alike.
+    conditions : tuple of tuple of float
+        Values of these for each trajectory.
     """
 
     features: tuple[np.ndarray, ...]
@@ -39,6 +44,8 @@ class TrajectorySet:
     dt_ps: float
     labels: tuple[str, ...]
     groups: tuple[int, ...] = ()
+    condition_names: tuple[str, ...] = ()
+    conditions: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -50,6 +57,11 @@ class TrajectorySet:
             object.__setattr__(self, "groups", tuple(range(len(self.features))))
         if len(self.groups) != len(self.features):
             raise InputError(f"{len(self.features)} trajectories with {len(self.groups)} groups")
+        if not self.conditions:
+            object.__setattr__(self, "conditions", ((),) * len(self.features))
+        wrong = any(len(row) != len(self.condition_names) for row in self.conditions)
+        if wrong or len(self.conditions) != len(self.features):
+            raise InputError(f"{len(self.features)} trajectories need as many values of {list(self.condition_names)}")
         for label, series in zip(self.labels, self.features, strict=True):
             if series.ndim != 2 or series.shape[1] != n:
                 raise InputError(f"{label}: features of shape {series.shape}, expected (n_frames, {n})")
@@ -66,6 +78,7 @@ class TrajectorySet:
             features=tuple(self.features[i] for i in chosen),
             labels=tuple(self.labels[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
+            conditions=tuple(self.conditions[i] for i in chosen),
         )
 
     @property
@@ -78,7 +91,9 @@ class TrajectorySet:
         with appearing_whole(path) as partial, h5py.File(partial, "w") as file:
             group = file.create_group("trajectories")
             for number, (label, series) in enumerate(zip(self.labels, self.features, strict=True)):
-                group.create_dataset(f"{number:06d}", data=series).attrs.update({"label": label, "group": self.groups[number]})
+                own = {"label": label, "group": self.groups[number], "conditions": self.conditions[number]}
+                group.create_dataset(f"{number:06d}", data=series).attrs.update(own)
+            file.attrs["condition_names"] = list(self.condition_names)
             file.attrs.update({"feature_names": list(self.feature_names), "units": list(self.units), "dt_ps": self.dt_ps})
             file.create_group("hpc_molgen").attrs.update(attributes or {})
 
@@ -87,11 +102,14 @@ class TrajectorySet:
         """Join sets of the same features; every trajectory is a group of its own."""
         features = tuple(values for part in parts for values in part.features)
         labels = tuple(label for part in parts for label in part.labels)
-        return dataclasses.replace(parts[0], features=features, labels=labels, groups=())
+        conditions = tuple(row for part in parts for row in part.conditions)
+        return dataclasses.replace(parts[0], features=features, labels=labels, groups=(), conditions=conditions)
 
 
 def read_trajectories(path: Path, dt_ps: float = float("nan")) -> TrajectorySet:
     """Read a file of `TrajectorySet.write`, or a folder of .npy files of shape (n_frames, n_features); values stay on disk.
+
+    A folder may hold labels.csv, which names what its trajectories differ by: a line `file,NAME,...`, then one for each file.
 
     Raises
     ------
@@ -111,6 +129,8 @@ def read_trajectories(path: Path, dt_ps: float = float("nan")) -> TrajectorySet:
                 dt_ps=float(file.attrs["dt_ps"]),
                 labels=tuple(str(group[name].attrs["label"]) for name in names),
                 groups=tuple(int(group[name].attrs.get("group", number)) for number, name in enumerate(names)),
+                condition_names=tuple(map(str, file.attrs.get("condition_names", ()))),
+                conditions=tuple(tuple(map(float, group[name].attrs.get("conditions", ()))) for name in names),
             )
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: not a readable set of trajectories ({error})") from error
@@ -139,8 +159,24 @@ def _read_folder(path: Path, dt_ps: float) -> TrajectorySet:
     for file, series in zip(files, features, strict=True):
         if series.ndim != 2 or series.shape[1] != n:
             raise InputError(f"{file}: shape {series.shape}, but {files[0].name} has {n} features")
-    names = tuple(f"x{index}" for index in range(n))
-    return TrajectorySet(tuple(features), names, ("",) * n, dt_ps, tuple(file.stem for file in files))
+    names, what = tuple(f"x{index}" for index in range(n)), _read_labels(path, files)
+    labels = tuple(file.stem for file in files)
+    return TrajectorySet(tuple(features), names, ("",) * n, dt_ps, labels, (), *what)
+
+
+def _read_labels(path: Path, files: list[Path]) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...]]:
+    """Return names and values of what the trajectories differ by; nothing without labels.csv."""
+    source = path / "labels.csv"
+    if not source.is_file():
+        return (), ()
+    try:
+        header, *lines = csv.reader(source.read_text().splitlines())
+        values = {name.removesuffix(".npy"): tuple(map(float, row)) for name, *row in lines}
+        return tuple(header[1:]), tuple(values[file.stem] for file in files)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: lines of a file's name and numbers are wanted after 'file,NAME,...' ({error})") from error
+    except KeyError as missing:
+        raise InputError(f"{source}: holds no line for {missing}") from missing
 
 
 def observe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from hpc_molgen.ensemble import Ensemble, write_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.overlaps import find_parents
 from hpc_molgen.systems.base import MolecularSystem
-from hpc_molgen.trajectories import TrajectorySet, read_trajectories
+from hpc_molgen.trajectories import read_trajectories
 from hpc_molgen.workers import Stopwatch
 
 MIN_FRAMES = 100
@@ -136,22 +137,33 @@ def import_series(task: SeriesTask) -> list[Path]:
     sets = [read_trajectories(source, task.dt_ps) for source in task.sources]
     if len({part.feature_names for part in sets}) > 1:
         raise InputError(f"{task.sources[0]} and others differ in their features: {[part.feature_names for part in sets]}")
+    if len({part.condition_names for part in sets}) > 1:
+        raise InputError(f"{task.sources[0]} and others differ in their labels: {[part.condition_names for part in sets]}")
     features = [values for part in sets for values in part.features]
     labels = [label for part in sets for label in part.labels]
+    conditions = [row for part in sets for row in part.conditions]
     parents = find_parents(features)
     groups = [parent.group for parent in parents]
     log.info("reference: %s", describe_parents(len(features), [len(p.members) for p in parents], len(set(groups))))
     joined = [parent.assemble(features) for parent in parents]
     names = [labels[parent.members[0][0]] for parent in parents]
+    own = [{conditions[index] for index, _ in parent.members} for parent in parents]
+    if several := next((sorted(rows) for rows in own if len(rows) > 1), None):
+        raise InputError(f"series that are copies or windows of one have different labels: {several[:3]}")
+    rows = [next(iter(values)) for values in own]
     if len(set(groups)) == 1:
         if len(joined) > 1:
             raise InputError("all time series share frames, though not as windows of one: they cannot be split into two sides")
         middle = len(joined[0]) // 2
         joined, names, groups = [joined[0][:middle], joined[0][middle:]], [f"{names[0]}, {half}" for half in "ab"], [0, 1]
+        rows = rows * 2
     if (shortest := min(map(len, joined))) < MIN_FRAMES:
         raise InputError(f"{task.sources[0]}: a series of {shortest} frames is too short ({MIN_FRAMES} are needed)")
     first = sets[0]
-    TrajectorySet(tuple(joined), first.feature_names, first.units, first.dt_ps, tuple(names), tuple(groups)).write(task.path)
+    found = dataclasses.replace(
+        first, features=tuple(joined), labels=tuple(names), groups=tuple(groups), conditions=tuple(rows)
+    )
+    found.write(task.path)
     return [task.path]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from openmm import OpenMMException
 
-from hpc_molgen.config import ReferenceConfig, dump_config
+from hpc_molgen.config import LabelConfig, ReferenceConfig, dump_config
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
 from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
 from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, simulate_copies, simulate_ladders
@@ -39,6 +39,7 @@ class WalkerTask:
     platform: str
     bias: TorsionBias | None
     path: Path
+    temperature_kelvin: float
 
 
 def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path) -> list[WalkerTask]:
@@ -55,9 +56,17 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     if config.starts == "spread":
         starts = spread_structures(system, config.n_walkers, seed)
     return [
-        WalkerTask(walker, system, config, seed, starts[walker], platform, bias, directory / f"walker-{walker:04d}.h5")
+        WalkerTask(
+            walker, system, config, seed, starts[walker], platform, bias, directory / f"walker-{walker:04d}.h5",
+            walker_label(config, walker).temperature_kelvin if config.labels else system.temperature_kelvin,
+        )
         for walker in range(config.n_walkers)
-    ]
+    ]  # fmt: skip
+
+
+def walker_label(config: ReferenceConfig, walker: int) -> LabelConfig:
+    """Return the label of a walker: they take them in turn."""
+    return config.labels[walker % len(config.labels)]
 
 
 def run_walkers(tasks: tuple[WalkerTask, ...]) -> list[Path]:
@@ -95,7 +104,7 @@ def _protocol(task: WalkerTask) -> CopyProtocol:
     return CopyProtocol(
         timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps, constraints=config.constraints,
         minimise_iterations=200, equilibration_ps=config.equilibration_ps, production_ps=config.production_ps,
-        save_every_ps=config.save_every_ps, temperature_kelvin=task.system.temperature_kelvin,
+        save_every_ps=config.save_every_ps, temperature_kelvin=task.temperature_kelvin,
     )  # fmt: skip
 
 
@@ -131,6 +140,7 @@ def _simulate_each(tasks: list[WalkerTask], attempt: int) -> str:
             engine = Engine(
                 task.system, task.platform, seed, timestep_fs=protocol.timestep_fs, constraints=protocol.constraints,
                 friction_per_ps=protocol.friction_per_ps, bias=task.bias, integrator=task.config.integrator,
+                temperature_kelvin=protocol.temperature_kelvin,
             )  # fmt: skip
             engine.set_positions(task.start_nm)
             minimised = engine.minimise(protocol.minimise_iterations)
@@ -168,6 +178,7 @@ def _write(task: WalkerTask, seed: int, copy: CopyFrames, engine: str, spent: di
         "timestep_fs": protocol.timestep_fs,
         "platform": engine,
         "bias": repr(task.bias),
+        "temperature_kelvin": task.temperature_kelvin,
     }
     write_ensemble(task.path, ensemble, system, seed=seed, config_yaml=dump_config(task.config), attributes=attributes)
 
@@ -184,7 +195,9 @@ def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, 
         return plan_imports(system, config, directory)
     tasks = plan_walkers(system, config, seed, directory)
     size = max(1, copies_per_batch(system) // (1 + len(config.tempering_kelvin))) if tasks[0].platform == BATCHED else 1
-    return [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
+    temperatures = dict.fromkeys(task.temperature_kelvin for task in tasks)
+    alike = [[task for task in tasks if task.temperature_kelvin == own] for own in temperatures]
+    return [tuple(part[start : start + size]) for part in alike for start in range(0, len(part), size)]
 
 
 def run_reference(task: ReferenceTask) -> list[Path]:

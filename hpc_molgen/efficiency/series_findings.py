@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from hpc_molgen.analysis.series import Bins, Series, autocorrelation, drift, inc
 from hpc_molgen.analysis.states import States, states_of
 from hpc_molgen.datasets import load_series
 from hpc_molgen.seeding import derive_seed, numpy_generator
-from hpc_molgen.trajectories import read_trajectories
+from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 
 if TYPE_CHECKING:
     from hpc_molgen.config import ReportConfig
@@ -73,7 +74,16 @@ class SetFindings:
 
 @dataclass(frozen=True)
 class SeriesFindings:
-    """All sets, in the order of the tables, and what concerns two of them."""
+    """All sets, in the order of the tables, and what concerns two of them.
+
+    Attributes
+    ----------
+    labels : dict
+        The same for held-out MD and generated trajectories of each label; ours of unseen labels are in no other set.
+    seams : list of Estimate
+        For each feature the standard deviation of increments where segments were joined over that of the others; empty
+        without seams.
+    """
 
     feature_names: tuple[str, ...]
     units: tuple[str, ...]
@@ -87,15 +97,18 @@ class SeriesFindings:
     ck_lag: int
     series: dict[str, list[np.ndarray]]
     bins: Bins
+    labels: dict[str, SeriesFindings]
+    seams: list[Estimate]
 
 
 def analyse_series(run: Run) -> SeriesFindings:
     """Compare the generated trajectories of a run, and baselines made of its training data, with held-out MD."""
     config, seed = run.config.report, run.config.seed
-    train, held_out = load_series(run)
-    generated = read_trajectories(run.path("sample", "trajectories.h5"))
-    n, length = len(held_out), min(held_out.n_frames)
-    sides = {HELD_OUT: list(held_out.features), TRAIN: list(train.features), GENERATED: list(generated.features)}
+    train, all_held_out = load_series(run)
+    all_generated = read_trajectories(run.path("sample", "trajectories.h5"))
+    held_out, generated = (_labelled(part, set(train.conditions)) for part in (all_held_out, all_generated))
+    n, length = len(held_out), min(map(len, held_out))
+    sides = {HELD_OUT: held_out, TRAIN: list(train.features), GENERATED: generated}
     clusters = fit_clusters(sides[TRAIN], derive_seed(seed, "clusters"), config.n_clusters)
     cost: dict[str, float] = {}
     for name, make in _baselines(clusters).items():
@@ -113,11 +126,51 @@ def analyse_series(run: Run) -> SeriesFindings:
     near = memorisation(
         sides[GENERATED], sides[TRAIN], sides[HELD_OUT], config.memorisation_frames, numpy_generator(seed, "memorisation")
     )
-    return SeriesFindings(
+    found = SeriesFindings(
         feature_names=train.feature_names, units=train.units, dt_ps=train.dt_ps, states=states, lags=config.lags, sets=sets,
         floor=bins.divergence(sides[HELD_OUT], sides[TRAIN]), memorisation=near, chapman_kolmogorov=tests, ck_lag=ck_lag,
-        series=sides, bins=bins,
+        series=sides, bins=bins, labels={}, seams=_seams(generated, run.config.sample.segment_frames, seed),
     )  # fmt: skip
+    labels = dict.fromkeys((*train.conditions, *all_held_out.conditions)) if train.condition_names else {}
+    for row in labels:
+        name = ", ".join(f"{what} {value:g}" for what, value in zip(train.condition_names, row, strict=True))
+        own = [_labelled(part, {row}) for part in (train, all_held_out, all_generated)]
+        found.labels[name if own[0] else f"{name} (unseen)"] = _of_label(found, measure, *own)
+    return found
+
+
+def _labelled(series: TrajectorySet, labels: set[tuple[float, ...]]) -> list[np.ndarray]:
+    return [values for values, row in zip(series.features, series.conditions, strict=True) if row in labels]
+
+
+def _of_label(
+    found: SeriesFindings, measure: _Measure, train: Series, held_out: list[np.ndarray], generated: list[np.ndarray]
+) -> SeriesFindings:
+    """Return the findings of one label; the noise floor of an unseen one is that of two parts of its held-out MD."""
+    bins = Bins(held_out, found.bins.columns)
+    floor = bins.divergence(held_out, train) if train else bins.divergence(held_out[::2], held_out[1::2] or held_out)
+    measure = dataclasses.replace(measure, bins=bins, held_out=held_out)
+    sets = {HELD_OUT: measure(HELD_OUT, held_out, None), GENERATED: measure(GENERATED, generated, None)}
+    return dataclasses.replace(found, sets=sets, floor=floor, labels={}, seams=[], series={}, bins=bins)
+
+
+def _seams(generated: list[np.ndarray], segment: int | None, seed: int) -> list[Estimate]:
+    """Return what `SeriesFindings.seams` holds, with intervals of a bootstrap over trajectories."""
+    if segment is None or segment >= min(map(len, generated)):
+        return []
+    draws = _draws(len(generated), 200, numpy_generator(seed, "seams"))
+    found = []
+    for column in range(generated[0].shape[1]):
+        squares = [np.diff(part[:, column].astype(np.float64)) ** 2 for part in generated]
+        at = [np.arange(len(part)) % segment == segment - 1 for part in squares]
+        pairs = zip(squares, at, strict=True)
+        sums = np.array([[part[mask].sum(), mask.sum(), part[~mask].sum(), (~mask).sum()] for part, mask in pairs])
+
+        def ratio(total: np.ndarray) -> np.ndarray:
+            return np.asarray(np.sqrt(total[..., 0] / total[..., 1] * total[..., 3] / total[..., 2]))
+
+        found.append(_interval(float(ratio(sums.sum(axis=0))), ratio(draws @ sums), len(generated)))
+    return found
 
 
 def _baselines(clusters: Clusters) -> dict[str, Callable[[Series, int, int, np.random.Generator], list[np.ndarray]]]:
@@ -142,14 +195,16 @@ def _members(states: States | None, clusters: Clusters) -> np.ndarray:
     return np.asarray(np.searchsorted(states.boundaries, states.coordinate(centres)))
 
 
+@dataclass(frozen=True)
 class _Measure:
     """Measures one set."""
 
-    def __init__(
-        self, bins: Bins, states: States | None, clusters: Clusters, config: ReportConfig, seed: int, held_out: Series
-    ) -> None:
-        self.bins, self.states, self.clusters, self.config, self.seed = bins, states, clusters, config, seed
-        self.held_out = held_out
+    bins: Bins
+    states: States | None
+    clusters: Clusters
+    config: ReportConfig
+    seed: int
+    held_out: Series
 
     def __call__(self, name: str, series: list[np.ndarray], made_cpu_s: float | None) -> SetFindings:
         generator = numpy_generator(self.seed, "bootstrap", name)

@@ -38,6 +38,8 @@ def decide_series(findings: SeriesFindings, tolerance: float) -> Verdict:
         *_times(findings, tolerance),
         *_transitions(findings, tolerance),
         _memorisation(findings),
+        *_labels(findings, tolerance),
+        *_seams(findings, tolerance),
         *_beats(findings),
     ]
     passed = all(check.passed for check in checks)
@@ -145,6 +147,26 @@ def _memorisation(findings: SeriesFindings) -> Check:
         f"{near.high:.3f}]"
     )
     return Check("memorisation", near.low <= 1 <= near.high, detail)
+
+
+def _labels(findings: SeriesFindings, tolerance: float) -> list[Check]:
+    """One check for each label: all that concerns distributions and times, of its trajectories alone."""
+    checks = []
+    for name, part in findings.labels.items():
+        first = _divergence(part, tolerance), *_populations(part, tolerance)
+        own = [*first, _increments(part, tolerance), *_times(part, tolerance)]
+        failed = [f"{check.name}: {check.detail}" for check in own if not check.passed]
+        checks.append(Check(name, not failed, "; ".join(failed) or f"its {len(own)} checks on distributions and times pass"))
+    return checks
+
+
+def _seams(findings: SeriesFindings, tolerance: float) -> list[Check]:
+    if not findings.seams:
+        return []
+    limit = INCREMENTS * tolerance
+    passed = all(ratio.low <= 1 + limit and ratio.high >= 1 - limit for ratio in findings.seams)
+    ratios = ", ".join(f"{name} {interval(ratio)}" for name, ratio in zip(findings.feature_names, findings.seams, strict=True))
+    return [Check("seams", passed, f"standard deviation of increments there over that elsewhere: {ratios}")]
 
 
 def _beats(findings: SeriesFindings) -> list[Check]:

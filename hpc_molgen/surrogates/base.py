@@ -54,6 +54,9 @@ class Surrogate(nn.Module, abc.ABC):
         """Return the parts of which the trained surrogate holds the moving average over steps; of others, the last state."""
         return tuple(self.parts())
 
+    def adapt(self, items: torch.Tensor) -> None:
+        """Take constants from training items (n, ...), once, before training; none unless overridden."""
+
     @abc.abstractmethod
     def draw_noise(self, part: str, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Draw all randomness of one update of `part` for `n` items, on the CPU; first axis of each tensor: items.

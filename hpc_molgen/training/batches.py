@@ -30,12 +30,15 @@ class TrainingSet:
         First frame of each window; without it an item is a frame.
     length : int
         Frames of a window.
+    labels : torch.Tensor, shape=(n_items, n_labels), optional
+        Of each window; they come as further channels of its frames.
     """
 
     features: torch.Tensor
     weights: torch.Tensor
     starts: torch.Tensor | None = None
     length: int = 1
+    labels: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self._cumulative = torch.cumsum(self.weights.double() / self.weights.double().sum(), dim=0)
@@ -45,7 +48,8 @@ class TrainingSet:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TrainingSet:
         """Return the set with its features on a device, where batches are gathered."""
-        return TrainingSet(self.features.to(device, dtype), self.weights, self.starts, self.length)
+        labels = None if self.labels is None else self.labels.to(device, dtype)
+        return TrainingSet(self.features.to(device, dtype), self.weights, self.starts, self.length, labels)
 
     def choose(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw indices (n,) of items with replacement, by weight."""
@@ -54,9 +58,15 @@ class TrainingSet:
 
     def items(self, chosen: torch.Tensor) -> torch.Tensor:
         """Return items (n, ...) or windows (n, length, ...) on the device of the features."""
-        if self.starts is not None:
-            chosen = self.starts[chosen][:, None] + torch.arange(self.length)
-        return self.features[chosen.to(self.features.device, non_blocking=True)]
+        device = self.features.device
+        if self.starts is None:
+            return self.features[chosen.to(device, non_blocking=True)]
+        frames = self.starts[chosen][:, None] + torch.arange(self.length)
+        windows = self.features[frames.to(device, non_blocking=True)]
+        if self.labels is None:
+            return windows
+        own = self.labels[chosen.to(device, non_blocking=True)]
+        return torch.cat([windows, own[:, None].expand(-1, self.length, -1)], dim=2)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from hpc_molgen import interrupts
 from hpc_molgen.config import TrainConfig
 from hpc_molgen.errors import HpcMolgenError, InputError, Interrupted
-from hpc_molgen.seeding import derive_seed
+from hpc_molgen.seeding import derive_seed, torch_generator
 from hpc_molgen.surrogates.base import Surrogate
 from hpc_molgen.training.batches import Batches, Drawn, TrainingSet, blocks
 from hpc_molgen.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -26,6 +26,7 @@ from hpc_molgen.training.speed import Speedometer, count_flops, matmul_flops_per
 
 log = logging.getLogger(__name__)
 VALIDATION_SIZE, VALIDATION_CHUNK = 8192, 1024
+ADAPTATION_SIZE = 4096
 DIVERGED = 1e8  # a loss as large is as good as infinite
 MAX_ROLLBACKS = 3
 AGREE_EVERY_S = 1.0  # how soon ranks learn what one of them wants
@@ -70,10 +71,11 @@ class Trainer:
         self.config, self.group, self.seed, self.directory, self.on_step = config, group, seed, directory, on_step
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.surrogate = surrogate.to(group.device, dtype)
+        data = train.to(group.device, dtype)
+        self.surrogate.adapt(data.items(train.choose(min(ADAPTATION_SIZE, len(train)), torch_generator(seed, "adapt"))))
         self.ema = copy.deepcopy(self.surrogate).requires_grad_(False)
         self.parts = {name: TrainedPart(self.surrogate, name, config, group) for name in self.surrogate.parts()}
         share = group.share(config.batch_size)
-        data = train.to(group.device, dtype)
         self.batches = Batches(data, self.surrogate, config.batch_size, share, seed, group.device)
         self.held_out = held_out.to(group.device, dtype)
         self.n_validation = min(VALIDATION_SIZE, max(VALIDATION_CHUNK, 8 * len(held_out)))

@@ -16,6 +16,7 @@ from hpc_molgen.config import GanConfig
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation, load_representation
+from hpc_molgen.representations.cvs import CollectiveVariables, Labels
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import Surrogate, surrogate_class
 from hpc_molgen.training.batches import TrainingSet
@@ -37,6 +38,8 @@ def build_surrogate(config: SurrogateConfig, representation: Representation, see
     sizes = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
     if kind.of == "trajectories":
         sizes = {"n_channels": 2 * representation.n_torus + representation.n_euclidean}
+        if isinstance(representation, CollectiveVariables):
+            sizes["n_conditions"] = len(representation.labels.names)
     return kind(**sizes, **config.model_dump(exclude={"name", *HOW_DATA_ARE_CUT}))
 
 
@@ -86,20 +89,26 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
             "a surrogate of trajectories learns the kinetics of plain MD: set reference.bias_torsion to null and "
             "reference.tempering_kelvin to []"
         )
-    if representation.name == "cvs":
-        return _windows_on_disk(run, "train", config), _windows_on_disk(run, "held_out", config)
+    length = config.n_frames + config.start_frame
+    if isinstance(representation, CollectiveVariables):
+        labels = representation.labels
+        return _windows_on_disk(run, "train", config, length, labels), _windows_on_disk(run, "held_out", config, length, labels)
     train, held_out = datasets.load_split(run)
-    return windows(train, representation, config.n_frames), windows(held_out, representation, config.n_frames)
+    return windows(train, representation, length), windows(held_out, representation, length)
 
 
-def _windows_on_disk(run: Run, side: str, config: GanConfig) -> TrainingSet:
+def _windows_on_disk(run: Run, side: str, config: GanConfig, length: int, labels: Labels) -> TrainingSet:
     """Windows of the channels that `featurize` wrote; pages are read when a batch wants them."""
-    channels, lengths = datasets.load_channels(run, side)
-    starts = torch.as_tensor(window_starts(lengths, config.n_frames, config.windows, config.time_bins))
+    channels = datasets.load_channels(run.path("featurize"), side)
+    starts = window_starts(channels.n_frames, length, config.windows, config.time_bins)
+    own = None
+    if labels.names:
+        scaled = labels.scaled(channels.conditions)[np.searchsorted(channels.ends, starts, side="right")]
+        own = torch.as_tensor(scaled, dtype=torch.float32)
     with warnings.catch_warnings():  # that the map cannot be written
         warnings.simplefilter("ignore", UserWarning)
-        features = torch.from_numpy(channels)
-    return TrainingSet(features, torch.ones(len(starts)), starts, config.n_frames)
+        features = torch.from_numpy(channels.values)
+    return TrainingSet(features, torch.ones(len(starts)), torch.as_tensor(starts), length, own)
 
 
 def window_starts(lengths: Sequence[int], length: int, how: str, time_bins: int) -> np.ndarray:

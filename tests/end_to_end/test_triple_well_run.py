@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from hpc_molgen.config import load_config
 from hpc_molgen.correction import rare_first
@@ -18,7 +19,7 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.representations.cvs import CollectiveVariables
 from hpc_molgen.run import Run
-from hpc_molgen.training.stage import window_starts
+from hpc_molgen.training.stage import training_sets, window_starts
 from hpc_molgen.trajectories import read_trajectories
 from tests.conftest import CommandLine
 
@@ -68,7 +69,8 @@ def test_what_a_run_holds(finished: Path) -> None:
     assert train.labels == ("walker-0000", "walker-0002") and held_out.n_frames == (600, 600) and train.dt_ps == 1
     variables = load_representation(finished / "featurize" / "representation.safetensors", run.system)
     assert isinstance(variables, CollectiveVariables) and variables.names == ("x", "y")
-    channels, lengths = load_channels(run, "train")
+    found = load_channels(run.path("featurize"), "train")
+    channels, lengths = found.values, found.n_frames
     assert lengths == [600, 600] and isinstance(channels, np.memmap)
     assert np.allclose(channels.mean(axis=0), 0, atol=1e-5) and np.allclose(channels.std(axis=0), 1, atol=1e-4)
     np.testing.assert_allclose(variables.features(channels[:600]), train.features[0], atol=1e-5)
@@ -124,6 +126,75 @@ def test_ways_of_cutting_windows() -> None:
     assert len(window_starts([5_000_000], 4, "random", 1)) <= 2_500_000
 
 
+def test_one_generator_serves_all_temperatures_and_one_that_it_never_saw(command: CommandLine, tmp_path: Path) -> None:
+    """Walkers take their labels in turn; all of the unseen one are held out; segments are joined; all is in the report."""
+    out = tmp_path / "run"
+    further = {
+        "reference.n_walkers": 7, "surrogate.start_frame": "true", "sample.segment_frames": 100, "sample.n_samples": 6,
+        "reference.labels": "[{temperature_kelvin: 200}, {temperature_kelvin: 400, unseen: true}, {temperature_kelvin: 600}]",
+    }  # fmt: skip
+    ended = command("run", "triple-well", "--out", str(out), *settings(**further))
+    assert ended.returncode == 3, ended.stderr
+    run = Run.open(out)
+    train, held_out = load_series(run)
+    assert train.condition_names == ("temperature_kelvin",) and train.labels == ("walker-0000", "walker-0002", "walker-0006")
+    assert train.conditions == ((200.0,), (600.0,), (200.0,))
+    assert held_out.conditions == ((400.0,), (200.0,), (400.0,), (600.0,))
+    spread = {row[0]: np.diff(part, axis=0).std() for part, row in zip(held_out.features, held_out.conditions, strict=True)}
+    # as the root of kT, in free diffusion and in a harmonic well; these wells are softer higher up
+    assert spread[600.0] / spread[200.0] == pytest.approx(3**0.5, rel=0.15)
+    variables = load_representation(out / "featurize" / "representation.safetensors", run.system)
+    assert isinstance(variables, CollectiveVariables)
+    assert variables.labels.seen.tolist() == [True, True, False] and variables.labels.text(2) == "temperature_kelvin 400"
+    np.testing.assert_allclose(variables.labels.scaled(variables.labels.values)[:, 0], [-1, 1, 0])
+    windows = training_sets(run, variables)[0]
+    chosen = torch.arange(0, len(windows), 97)
+    items = windows.items(chosen)
+    assert windows.starts is not None and items.shape == (len(chosen), 33, 3)
+    of_series = windows.starts[chosen] // 600
+    assert torch.equal(items[:, :, 2], torch.tensor([-1.0, 1.0, -1.0])[of_series][:, None].expand(-1, 33))
+    made = read_trajectories(out / "sample" / "trajectories.h5")
+    assert [row[0] for row in made.conditions] == [200, 600, 400, 200, 600, 400] and made.n_frames == (500,) * 6
+    found = json.loads((out / "report" / "report.json").read_text())
+    names = ["temperature_kelvin 200", "temperature_kelvin 600", "temperature_kelvin 400 (unseen)"]
+    assert list(found["findings"]["labels"]) == names and len(found["findings"]["seams"]) == 2
+    assert found["findings"]["sets"]["generated"]["n_trajectories"] == 4  # the unseen ones are in no other table
+    assert {"seams", *names} <= {check["name"] for check in found["verdict"]["checks"]}
+    assert "Agreement by label" in (out / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reference.labels": "[{temperature_kelvin: 300}]"}, "two at least must be trained on"),
+        ({"reference.labels": "[{temperature_kelvin: 300}, {temperature_kelvin: 300}]"}, "must differ"),
+        ({"sample.segment_frames": 10}, "needs surrogate.start_frame"),
+    ],
+)
+def test_labels_that_cannot_be(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_config("triple-well", [f"{key}={value}" for key, value in changes.items()])
+
+
+def test_labels_of_a_folder_split_evenly(command: CommandLine, tmp_path: Path) -> None:
+    """labels.csv names what the files differ by: of each label one half is held out; a file without a line is an error."""
+    generator, folder = np.random.default_rng(1), tmp_path / "series"
+    folder.mkdir()
+    for number in range(8):
+        np.save(folder / f"{number}.npy", generator.normal(size=(200, 2)).cumsum(axis=0))
+    lines = [f"{number}.npy,{number // 4},{number // 4 * 10}" for number in range(8)]
+    (folder / "labels.csv").write_text("\n".join(["file,label,salt", *lines]) + "\n")
+    values = {**SMALL, "system.name": "series", "reference.trajectories": f"[{folder}]", "reference.held_out_fraction": 0.25}
+    chosen = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    ended = command("run", "triple-well", "--out", str(tmp_path / "run"), "--to", "featurize", *chosen)
+    assert ended.returncode == 0, ended.stderr
+    train, held_out = load_series(Run.open(tmp_path / "run"))
+    assert train.condition_names == ("label", "salt") and held_out.conditions == ((0.0, 0.0), (1.0, 10.0))
+    (folder / "labels.csv").write_text("file,label\n0,1\n")
+    with pytest.raises(InputError, match="no line for '1'"):
+        read_trajectories(folder)
+
+
 def test_torsions_go_round_the_circle(tmp_path: Path) -> None:
     """Angles become (cos, sin) and come back; what is not an angle is standardised."""
     config = load_config("tiny")
@@ -141,7 +212,7 @@ def test_torsions_go_round_the_circle(tmp_path: Path) -> None:
     again = load_representation(tmp_path / "r.safetensors", system)
     assert isinstance(again, CollectiveVariables) and np.array_equal(again.channels(angles), channels)
     with pytest.raises(InputError, match="do not determine a structure"):
-        variables.decode(variables.encode(__import__("torch").as_tensor(system.positions_nm[None])))
+        variables.decode(variables.encode(torch.as_tensor(system.positions_nm[None])))
 
 
 def test_frames_of_a_molecule_become_structures_and_seeds(command: CommandLine, tmp_path: Path) -> None:

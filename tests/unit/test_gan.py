@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from hpc_molgen.errors import InputError
+from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import load_surrogate
+from hpc_molgen.surrogates.gan.network import FADING, Generator
 from hpc_molgen.surrogates.gan.surrogate import TrajectoryGan
 
 SIZES = {
@@ -67,6 +69,8 @@ def test_loss_of_tuples_is_the_formula_for_each_lag_and_pair() -> None:
     """Pairs are taken where the drawn numbers say, at every lag that fits; the penalty by finite differences."""
     gan = small(gradient_penalty=7.0, window_weight=0.0, tuple_weight=3.0, lags=7)
     assert gan.lag_frames == [1, 2, 4] and gan.critic.tuples is not None
+    spread = 0.5 + torch.rand((3, 2), dtype=torch.float64)
+    gan.spread.copy_(spread)
     batch, noise = data(gan, 4), noise_of(gan, "critic", 4)
     z, begins, _, share = noise
     found, step = gan.loss("critic", batch, noise), 1e-5
@@ -77,7 +81,8 @@ def test_loss_of_tuples_is_the_formula_for_each_lag_and_pair() -> None:
             for row, lag in enumerate(gan.lag_frames):
                 for number in range(2):
                     start = int(begins[item, row, number] * (11 - lag))
-                    real, made = (torch.cat([x[item, start], x[item, start + lag]]) for x in (batch, fake))
+                    members = [(x[item, start], x[item, start + lag]) for x in (batch, fake)]
+                    real, made = (torch.cat([second, (second - first) / spread[row]]) for first, second in members)
 
                     def value(pair: torch.Tensor, row: int = row) -> float:
                         every = torch.zeros((1, 3, 1, 4), dtype=torch.float64)
@@ -230,6 +235,70 @@ def test_conditions_reach_both_networks() -> None:
     assert not torch.equal(gan.sample(4, 1, conditions=conditions)[0], gan.sample(4, 1, conditions=-conditions)[0])
     with pytest.raises(InputError, match="wants 2 conditions"):
         gan.sample(4, 1)
+
+
+def test_the_critic_of_tuples_sees_positions_and_standardised_steps() -> None:
+    """Steps of a random walk over a lag have a spread of the root of the lag; a channel at rest keeps the spread of one."""
+    gan = small(lags=3, tuple_frames=3, n_frames=20)
+    generator = torch.Generator().manual_seed(3)
+    walk = torch.randn((4000, 20, 2), dtype=torch.float64, generator=generator).cumsum(dim=1)
+    walk[:, :, 1] = 5.0
+    gan.adapt(walk)
+    expected = torch.tensor([[1.0, 1.0], [2**0.5, 1.0], [2.0, 1.0]], dtype=torch.float64)
+    assert torch.allclose(gan.spread, expected, rtol=0.02)
+    begins = torch.rand((4000, 3, 2), generator=generator)
+    seen = gan.tuples(walk, begins)
+    start = int(begins[7, 2, 1] * (20 - 2 * 4))
+    members = walk[7, start], walk[7, start + 4], walk[7, start + 8]
+    assert torch.allclose(seen[7, 2, 1, :2], members[1])
+    assert torch.allclose(seen[7, 2, 1, 2:4] * gan.spread[2], members[1] - members[0])
+    assert torch.allclose(seen[7, 2, 1, 4:] * gan.spread[2], members[2] - members[1])
+    assert torch.allclose(seen[..., 2::2].std(dim=(0, 2)), torch.ones((3, 2), dtype=torch.float64), rtol=0.05)
+
+
+def test_a_series_continues_the_frame_that_it_is_given() -> None:
+    """Only the beginning depends on that frame; segments are as they would be by hand; wrong calls are refused."""
+    gan = small(start_frame=True, n_frames=32)
+    batch = torch.randn((3, 33, 2), dtype=torch.float64)
+    for part in ("critic", "generator"):
+        noise = noise_of(gan, part, 3)
+        moved = batch.clone()
+        moved[:, 0] += 1.0
+        assert (gan.loss(part, batch, noise) != gan.loss(part, moved, noise)).all()
+    start = torch.ones((3, 2), dtype=torch.float64)
+    one, other = (gan.sample(3, 1, start=sign * start, n_frames=4000)[0] for sign in (1, -1))
+    apart = (one - other).abs().amax(dim=(0, 2))
+    assert apart[:4].min() > 0.05 and apart[2500:].max() < 1e-6 * apart[:4].max()
+    joined = gan.sample(3, 1, start=start, n_frames=50, segment=20)[0]
+    generator, last, pieces = torch.Generator().manual_seed(derive_seed(1, "sample")), start, []
+    for n_frames in (20, 20, 10):
+        noise = torch.randn((3, gan.generator.n_noise(n_frames)), generator=generator).double()
+        pieces.append(gan.generator(noise, n_frames, None, last).detach())
+        last = pieces[-1][:, -1]
+    assert torch.allclose(joined, torch.cat(pieces, dim=1), rtol=1e-12, atol=1e-12)
+    with pytest.raises(InputError, match="start_frame"):
+        gan.sample(3, 1)
+    for wrong in ({"start": start}, {"segment": 5}):
+        with pytest.raises(InputError, match="start_frame"):
+            small().sample(3, 1, **wrong)
+
+
+def test_the_time_since_the_start_is_that_of_the_frames() -> None:
+    """At every level: a frame of it is as far from the start as the mean of the frames that it becomes."""
+    generator = Generator(1, (4, 4, 4, 4), 2, 1, 0, True)
+    tau = torch.tensor(FADING, dtype=torch.float64)[:, None]
+    fine = generator._fading(3, 100, tau)
+    expected = torch.exp(
+        -(torch.arange(100) - 1.0).clamp(min=0).double() / tau
+    )  # index 2 is the first frame, one after the start
+    assert torch.allclose(fine, expected)
+    for number in (0, 1, 2):
+        times = -tau[2] * generator._fading(number, 60, tau)[2].log()
+        # what a level reads has a margin of two, and the latent sequence of three, that is gone when its frames become two
+        offset = 3 if number == 0 else 2
+        below = -tau[2] * generator._fading(number + 1, 100, tau)[2].log()
+        inside = [(2 * p, times[p + offset]) for p in range(10, 40)]
+        assert all(torch.isclose(own, below[first : first + 2].mean()) for first, own in inside)
 
 
 def test_the_published_perceptron_is_a_baseline() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 _MARGIN = 2  # frames that the two convolutions of a block cost on either side
 _LIFT = 1  # and the one that reads the latent sequence
+FADING = (2.0, 16.0, 128.0)  # frames in which a generator forgets the frame that it starts from
 
 
 def draw_weights(network: nn.Module) -> None:
@@ -34,17 +35,17 @@ def _skip(inward: int, outward: int) -> nn.Module:
 
 
 class Refinement(nn.Module):
-    """Twice as many frames, with noise of their own: x + W2 silu(W1 silu(x) + W0 noise), x repeated."""
+    """Twice as many frames, with inputs of their own (noise, and what guides): x + W2 silu(W1 silu(x) + W0 own), x repeated."""
 
-    def __init__(self, inward: int, outward: int, n_noise: int) -> None:
+    def __init__(self, inward: int, outward: int, n_own: int) -> None:
         super().__init__()
-        self.noise, self.skip = nn.Conv1d(n_noise, outward, 3), _skip(inward, outward)
+        self.own, self.skip = nn.Conv1d(n_own, outward, 3), _skip(inward, outward)
         self.first, self.second = nn.Conv1d(inward, outward, 3), nn.Conv1d(outward, outward, 3)
 
-    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Shapes (n, inward, n_coarse), (n, n_noise, n_fine + 4) -> (n, outward, n_fine)."""
-        x = x.repeat_interleave(2, dim=2)[:, :, : noise.shape[2]]
-        change = self.first(nn.functional.silu(x)) + self.noise(noise)
+    def forward(self, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Shapes (n, inward, n_coarse), (n, n_own, n_fine + 4) -> (n, outward, n_fine)."""
+        x = x.repeat_interleave(2, dim=2)[:, :, : own.shape[2]]
+        change = self.first(nn.functional.silu(x)) + self.own(own)
         out: torch.Tensor = self.skip(x)[:, :, _MARGIN:-_MARGIN] + self.second(nn.functional.silu(change))
         return out
 
@@ -56,24 +57,36 @@ class Generator(nn.Module):
     fluctuations need not be unfolded from them. All weights act alike on all frames and nothing is padded (a level makes a
     margin more than the next one keeps), so one pass makes a stationary series as long as the noise is.
 
+    What guides a series is a further input of every level: labels, the same at all frames, and the frame that it starts from,
+    which fades with the time from there (`FADING` frames). A series with a start is stationary once that has faded.
+
     Parameters
     ----------
     widths : sequence of int
         Hidden channels of each level, coarsest first; the frames of one are half of the next one's.
     latent : int
         Channels of the latent sequence.
+    n_noise : int
+        Channels of the noise of the finer levels.
     n_conditions : int
-        Numbers that the series depends on, the same at all frames: further channels of the latent sequence.
+        Labels that a series depends on.
+    starts : bool
+        Whether it continues a given frame.
     """
 
-    def __init__(self, n_channels: int, widths: Sequence[int], latent: int, n_conditions: int = 0) -> None:
+    def __init__(
+        self, n_channels: int, widths: Sequence[int], latent: int, n_noise: int, n_conditions: int = 0, starts: bool = False
+    ) -> None:
         super().__init__()
-        self.n_channels, self.latent = n_channels, latent
-        self.lift = nn.Conv1d(latent + n_conditions, widths[0], 1 + 2 * _LIFT)
+        self.n_channels, self.latent, self.noise_channels = n_channels, latent, n_noise
+        n_guides = n_conditions + (len(FADING) * (n_channels + 1) if starts else 0)
+        self.lift = nn.Conv1d(latent + n_guides, widths[0], 1 + 2 * _LIFT)
         self.first, self.second = nn.Conv1d(widths[0], widths[0], 3), nn.Conv1d(widths[0], widths[0], 3)
-        self.levels = nn.ModuleList([Refinement(a, b, n_channels) for a, b in itertools.pairwise(widths)])
+        self.levels = nn.ModuleList([Refinement(a, b, n_noise + n_guides) for a, b in itertools.pairwise(widths)])
         self.out = nn.Conv1d(widths[-1], n_channels, 1)
         draw_weights(self)
+        # after draw_weights: of each channel, how fast a series leaves the frame that it starts from
+        self.leaving = nn.Parameter(torch.full((n_channels,), math.log(FADING[1]))) if starts else None
 
     def shapes(self, n_frames: int) -> list[tuple[int, int]]:
         """Channels and frames of the noise of each level, coarsest first, that `n_frames` frames need."""
@@ -81,25 +94,58 @@ class Generator(nn.Module):
         for _ in self.levels:
             frames.insert(0, -(-(frames[0] + 2 * _MARGIN) // 2))
         coarse = (self.latent, frames[0] + 2 * (_MARGIN + _LIFT))
-        return [coarse, *((self.n_channels, n + 2 * _MARGIN) for n in frames[1:])]
+        return [coarse, *((self.noise_channels, n + 2 * _MARGIN) for n in frames[1:])]
 
     def n_noise(self, n_frames: int) -> int:
         """Noise values that a series takes."""
         return sum(channels * frames for channels, frames in self.shapes(n_frames))
 
-    def forward(self, noise: torch.Tensor, n_frames: int, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Series (n, n_frames, n_channels) from standard normal noise (n, n_noise) and conditions (n, n_conditions)."""
+    def forward(
+        self, noise: torch.Tensor, n_frames: int, condition: torch.Tensor | None = None, start: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Series (n, n_frames, n_channels) from standard normal noise (n, n_noise).
+
+        Parameters
+        ----------
+        condition : torch.Tensor, shape=(n, n_conditions), optional
+        start : torch.Tensor, shape=(n, n_channels), optional
+            The frame before the first one.
+        """
         shapes = self.shapes(n_frames)
         parts = torch.split(noise, [channels * frames for channels, frames in shapes], dim=1)
-        latent, *fine = (part.reshape(len(noise), *shape) for part, shape in zip(parts, shapes, strict=True))
-        if condition is not None:
-            latent = torch.cat([latent, condition[:, :, None].expand(-1, -1, latent.shape[2])], dim=1)
+        drawn = (part.reshape(len(noise), *shape) for part, shape in zip(parts, shapes, strict=True))
+        latent, *fine = (self._guided(part, number, condition, start) for number, part in enumerate(drawn))
         x = self.lift(latent)
         x = x[:, :, _MARGIN:-_MARGIN] + self.second(nn.functional.silu(self.first(nn.functional.silu(x))))
         for level, part in zip(self.levels, fine, strict=True):
             x = level(x, part)
         out: torch.Tensor = self.out(nn.functional.silu(x)).transpose(1, 2)
+        if start is not None:
+            assert self.leaving is not None
+            elapsed = torch.arange(1, n_frames + 1, device=out.device, dtype=out.dtype)[:, None]
+            out = out + start[:, None] * torch.exp(-elapsed / self.leaving.exp())
         return out
+
+    def _guided(
+        self, noise: torch.Tensor, number: int, condition: torch.Tensor | None, start: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Add what guides the series to the noise of a level (0: the latent sequence) as further channels."""
+        n_frames, channels = noise.shape[2], [noise]
+        if condition is not None:
+            channels.append(condition[:, :, None].expand(-1, -1, n_frames))
+        if start is not None:
+            fading = self._fading(number, n_frames, noise)
+            both = torch.cat([start, torch.ones_like(start[:, :1])], dim=1)
+            channels.append((both[:, :, None, None] * fading).flatten(1, 2))
+        return torch.cat(channels, dim=1) if len(channels) > 1 else noise
+
+    def _fading(self, number: int, n_frames: int, like: torch.Tensor) -> torch.Tensor:
+        """exp(-t / tau) of each tau of `FADING` (n_fading, n_frames), t the frames since the start at frames of a level."""
+        scale = 2 ** (len(self.levels) - number)  # frames for each of this level; a level's frame p is the next one's 2 p - 2
+        own = torch.arange(n_frames, device=like.device, dtype=like.dtype) - (_MARGIN if number else _MARGIN + _LIFT)
+        elapsed = 1 + scale * own - 2 * (scale - 1) + (scale - 1) / 2
+        taus = torch.tensor(FADING, device=like.device, dtype=like.dtype)
+        return torch.exp(-elapsed.clamp(min=0) / taus[:, None])
 
 
 class Reduction(nn.Module):
@@ -167,12 +213,20 @@ class TupleCritic(nn.Module):
     ----------
     n_values : int
         Channels times frames of a tuple.
+    fourier : int
+        Waves cos(w x) and sin(w x) of the values as further inputs, w normal with a standard deviation of `frequency`: networks
+        of plain values are slow to see how sharp a density is (Tancik et al. 2020, arXiv 2006.10739).
     """
 
-    def __init__(self, n_values: int, n_lags: int, hidden: int, n_conditions: int = 0) -> None:
+    frequencies: torch.Tensor
+
+    def __init__(
+        self, n_values: int, n_lags: int, hidden: int, n_conditions: int = 0, fourier: int = 0, frequency: float = 1.0
+    ) -> None:
         super().__init__()
         self.lags = nn.Parameter(torch.empty(n_lags, hidden))
-        self.first = nn.Linear(n_values + n_conditions, hidden)
+        self.register_buffer("frequencies", frequency * torch.randn(n_values, fourier))
+        self.first = nn.Linear(n_values + 2 * fourier + n_conditions, hidden)
         self.second, self.third = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1, bias=False)
         draw_weights(self)
@@ -181,10 +235,14 @@ class TupleCritic(nn.Module):
     def forward(self, tuples: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """Critic's values (n, n_lags, n_tuples) of tuples (n, n_lags, n_tuples, n_values)."""
         with torch.autocast(device_type=tuples.device.type, enabled=False):
+            values = tuples.to(self.first.weight.dtype)
+            inputs = [values]
+            if self.frequencies.shape[1]:
+                waves = values @ self.frequencies
+                inputs += [torch.cos(waves), torch.sin(waves)]
             if condition is not None:
-                own = condition[:, None, None].expand(*tuples.shape[:3], -1)
-                tuples = torch.cat([tuples, own], dim=3)
-            x = nn.functional.silu(self.first(tuples.to(self.first.weight.dtype)) + self.lags[:, None])
+                inputs.append(condition[:, None, None].expand(*tuples.shape[:3], -1))
+            x = nn.functional.silu(self.first(torch.cat(inputs, dim=3)) + self.lags[:, None])
             x = x + nn.functional.silu(self.second(x))
             x = x + nn.functional.silu(self.third(x))
             value: torch.Tensor = self.out(x).squeeze(3)
@@ -212,3 +270,19 @@ def tuples_at(series: torch.Tensor, lags: Sequence[int], uniform: torch.Tensor, 
     starts = (uniform.to(series.device, torch.float64) * room).long()
     rows = torch.arange(len(series), device=series.device)[:, None, None]
     return torch.cat([series[rows, starts + number * lag] for number in range(n_members)], dim=3)
+
+
+def by_increments(tuples: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Return tuples as their middle frame and the increments from each frame to the next, these over their spread.
+
+    So a critic whose slope is bounded sees steps as well as positions, though steps over short lags are small.
+
+    Parameters
+    ----------
+    tuples : torch.Tensor, shape=(n, n_lags, n_tuples, n_members * n_channels)
+    spread : torch.Tensor, shape=(n_lags, n_channels)
+    """
+    n_channels = spread.shape[1]
+    members = torch.split(tuples, n_channels, dim=3)
+    steps = [(after - before) / spread[:, None] for before, after in itertools.pairwise(members)]
+    return torch.cat([members[len(members) // 2], *steps], dim=3)

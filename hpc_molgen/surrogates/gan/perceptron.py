@@ -22,9 +22,11 @@ class PerceptronGenerator(nn.Module):
         """Noise values that a series takes."""
         return self.latent
 
-    def forward(self, noise: torch.Tensor, n_frames: int, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """Series (n, n_frames, n_channels) from noise (n, latent)."""
-        given = noise if condition is None else torch.cat([noise, condition], dim=1)
+    def forward(
+        self, noise: torch.Tensor, n_frames: int, condition: torch.Tensor | None = None, start: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Series (n, n_frames, n_channels) from noise (n, latent), and labels and a first frame that it is given."""
+        given = torch.cat([part for part in (noise, condition, start) if part is not None], dim=1)
         out: torch.Tensor = self.layers(given).reshape(len(noise), self.n_frames, self.n_channels)
         return out
 

@@ -11,7 +11,7 @@ from torch import nn
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import torch_generator
 from hpc_molgen.surrogates.base import Surrogate
-from hpc_molgen.surrogates.gan.network import Critics, Generator, TupleCritic, WindowCritic, tuples_at
+from hpc_molgen.surrogates.gan.network import Critics, Generator, TupleCritic, WindowCritic, by_increments, tuples_at
 from hpc_molgen.surrogates.gan.perceptron import PerceptronCritic, PerceptronGenerator
 
 COARSEST = 8  # frames that the critic of windows may read at once
@@ -25,7 +25,8 @@ class TrajectoryGan(Surrogate):
     D(G(z)) - D(x) + gradient_penalty (|grad D(x_hat)| - 1)^2 with x_hat on the straight line between x and G(z), the
         generator's is -D(G(z)). There are critics of several time scales, whose losses add up: one of tuples of frames
     (x_t, x_(t + tau), x_(t + 2 tau)) at lags tau = 1, 2, 4, ... (averaged over lags and tuples), and one of whole windows.
-    The first sees transition densities and how one step depends on the last one, and is much cheaper.
+    The first sees transition densities and how one step depends on the last one, and is much cheaper; it sees tuples as a
+    frame and the steps between frames, these standardised at each lag (`adapt`).
 
     Parameters
     ----------
@@ -47,13 +48,21 @@ class TrajectoryGan(Surrogate):
         Tuples for each lag and window, and frames of each: 2 for pairs.
     tuple_hidden : int
         Width of the critic of tuples.
+    fourier : int
+    frequency : float
+        Waves of the values of a tuple that its critic is given, and the standard deviation of their angular frequencies.
     window_weight, tuple_weight : float
         Of the two losses; 0 leaves a critic out, though not the last one.
     critic_updates : int
         Updates of the critics for each one of the generator.
     gradient_penalty : float
+    noise : int
+        Noise channels of each level finer than the latent sequence.
     n_conditions : int
-        Numbers that a series depends on: the last ones of the channels of a batch, the same at all frames.
+        Labels that a series depends on: the last ones of the channels of a batch, the same at all frames.
+    start_frame : bool
+        Whether a series continues a given frame, so that series can be joined. The windows of a batch are a frame longer then:
+        the first one is given. The critics judge it with the others, and a quarter of the tuples begins at it.
 
     Raises
     ------
@@ -63,6 +72,7 @@ class TrajectoryGan(Surrogate):
 
     of: ClassVar[Literal["structures", "trajectories"]] = "trajectories"
     has_log_density = False
+    spread: torch.Tensor
     adam_betas = (0.0, 0.9)
     twice_differentiated = ("critic",)
 
@@ -79,39 +89,56 @@ class TrajectoryGan(Surrogate):
         tuples: int = 8,
         tuple_frames: int = 3,
         tuple_hidden: int = 64,
+        fourier: int = 32,
+        frequency: float = 1.0,
         window_weight: float = 0.0,
         tuple_weight: float = 1.0,
         critic_updates: int = 5,
         gradient_penalty: float = 10.0,
+        noise: int = 4,
         n_conditions: int = 0,
+        start_frame: bool = False,
     ) -> None:
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.hyperparameters = given
         _check(given)
-        self.critic_updates, self.gradient_penalty, self.n_conditions = critic_updates, gradient_penalty, n_conditions
+        self.critic_updates, self.gradient_penalty = critic_updates, gradient_penalty
+        self.n_conditions, self.start_frame = n_conditions, start_frame
         self.window_weight, self.tuple_weight, self.n_tuples = window_weight, tuple_weight, tuples
         self.lag_frames = [
             2**k for k in range(lags) if 2**k * 2 * (tuple_frames - 1) <= n_frames and architecture == "convolutional"
         ]
         self.sample_batch = max(1, SAMPLE_VALUES // (max(hidden, n_channels) * n_frames))
         window: nn.Module
+        judged = n_frames + start_frame
         if architecture == "convolutional":
             n_levels = min(levels, max(1, n_frames.bit_length() - 2))
             widths = [min(widest, hidden * 2**level) for level in range(n_levels + 1)]
             halvings = max(1, (n_frames // COARSEST).bit_length())
             critic_widths = [min(widest, hidden * 2**level) for level in range(halvings + 1)]
-            window = WindowCritic(n_frames, n_channels, critic_widths, n_conditions)
-            self.generator: Generator | PerceptronGenerator = Generator(n_channels, widths[::-1], latent, n_conditions)
+            window = WindowCritic(judged, n_channels, critic_widths, n_conditions)
+            self.generator: Generator | PerceptronGenerator = Generator(
+                n_channels, widths[::-1], latent, noise, n_conditions, start_frame
+            )
         else:
-            window = PerceptronCritic(n_frames, n_channels, hidden, n_conditions)
-            self.generator = PerceptronGenerator(n_frames, n_channels, hidden, latent, n_conditions)
+            window = PerceptronCritic(judged, n_channels, hidden, n_conditions)
+            n_given = n_conditions + n_channels * start_frame
+            self.generator = PerceptronGenerator(n_frames, n_channels, hidden, latent, n_given)
         self.tuple_frames = tuple_frames
-        sizes = n_channels * tuple_frames, len(self.lag_frames), tuple_hidden, n_conditions
+        sizes = n_channels * tuple_frames, len(self.lag_frames), tuple_hidden, n_conditions, fourier, frequency
+        self.register_buffer("spread", torch.ones(len(self.lag_frames), n_channels))
         of_tuples = TupleCritic(*sizes) if self.lag_frames and tuple_weight else None
         if of_tuples is None:
             self.window_weight = window_weight or 1.0  # the only critic there is
         self.critic = Critics(window if self.window_weight else None, of_tuples)
+
+    def adapt(self, items: torch.Tensor) -> None:
+        """Learn how far frames at each lag are apart, of windows (n, n_frames, ...)."""
+        series, *_ = self._divide(items)
+        for number, lag in enumerate(self.lag_frames):
+            apart = (series[:, lag:] - series[:, :-lag]).std(dim=(0, 1))
+            self.spread[number] = torch.where(apart > 0, apart, torch.ones_like(apart))
 
     def parts(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
@@ -135,13 +162,13 @@ class TrajectoryGan(Surrogate):
         return normal, begins, torch.rand(n, generator=generator), torch.rand(shape, generator=generator)
 
     def loss(self, part: str, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        series, condition = self._divide(batch)
+        series, condition, start = self._divide(batch)
         if part == "generator":
             # Detached weights: the critics take no part in this update, and nothing in them has to be switched off and on.
             frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-            fake = self.generator(noise[0].to(batch), self.hyperparameters["n_frames"], condition)
+            fake = _joined(start, self.generator(noise[0].to(batch), self.hyperparameters["n_frames"], condition, start))
             return -torch.func.functional_call(_Judged(self), frozen, (fake, noise[1], condition))  # type: ignore[no-any-return]
-        fake = self._fake(noise[0].to(batch), condition)
+        fake = _joined(start, self._fake(noise[0].to(batch), condition, start))
         total = batch.new_zeros(len(batch))
         if self.critic.window is not None:
             share = noise[2].to(batch)[:, None, None]
@@ -173,8 +200,8 @@ class TrajectoryGan(Surrogate):
     @torch.no_grad()
     def held_out_loss(self, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """D(G(z)) - D(x) of each item: minus the critic's estimate of the Wasserstein distance (over a Lipschitz constant)."""
-        series, condition = self._divide(batch)
-        fake = self._fake(noise[0].to(batch), condition)
+        series, condition, start = self._divide(batch)
+        fake = _joined(start, self._fake(noise[0].to(batch), condition, start))
         if self.critic.window is not None:
             return _gap(self.critic.window, fake, series, condition)
         assert self.critic.tuples is not None
@@ -182,19 +209,31 @@ class TrajectoryGan(Surrogate):
         return _gap(self.critic.tuples, made, real, condition).mean(dim=(1, 2))
 
     def tuples(self, series: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-        """Tuples (n, n_lags, n_tuples, tuple_frames * n_channels) of series, beginning where the numbers in [0, 1) say."""
-        return tuples_at(series, self.lag_frames, begins, self.tuple_frames)
+        """Tuples (n, n_lags, n_tuples, tuple_frames * n_channels) of series, as the critic sees them.
 
-    def _divide(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Series and conditions (n, n_conditions), or None, of a batch (n, n_frames, n_channels + n_conditions)."""
-        if not self.n_conditions:
-            return batch, None
-        return batch[:, :, : -self.n_conditions], batch[:, 0, -self.n_conditions :]
+        They begin where the numbers `begins` (n, n_lags, n_tuples) in [0, 1) say.
+        """
+        if self.start_frame:
+            begins = begins * (torch.arange(self.n_tuples, device=begins.device) % 4 > 0)
+        return by_increments(tuples_at(series, self.lag_frames, begins, self.tuple_frames), self.spread)
+
+    def _divide(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Series, conditions (n, n_conditions) or None, and first frames (n, n_channels) or None, of a batch."""
+        n_channels = self.hyperparameters["n_channels"]
+        series = batch[:, :, :n_channels]
+        return series, batch[:, 0, n_channels:] if self.n_conditions else None, series[:, 0] if self.start_frame else None
 
     @torch.no_grad()
-    def _fake(self, noise: torch.Tensor, condition: torch.Tensor | None = None, n_frames: int | None = None) -> torch.Tensor:
+    def _fake(
+        self,
+        noise: torch.Tensor,
+        condition: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        n_frames: int | None = None,
+    ) -> torch.Tensor:
         """Series (n, n_frames, n_channels) in the dtype of the noise, whatever autocast does inside."""
-        out: torch.Tensor = self.generator(noise, n_frames or self.hyperparameters["n_frames"], condition).to(noise.dtype)
+        length = n_frames or self.hyperparameters["n_frames"]
+        out: torch.Tensor = self.generator(noise, length, condition, start).to(noise.dtype)
         return out
 
     def sample(self, n: int, seed: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -206,6 +245,10 @@ class TrajectoryGan(Surrogate):
         n_frames : int, optional
             Of each series; as trained by default.
         conditions : torch.Tensor, shape=(n, n_conditions), optional
+        start : torch.Tensor, shape=(n, n_channels), optional
+            The frames that the series continue, which are not part of them.
+        segment : int, optional
+            Make the series of segments of so many frames, each of which continues the last frame of the one before it.
         log_density : bool
             Only false is possible.
 
@@ -226,13 +269,22 @@ class TrajectoryGan(Surrogate):
             raise InputError(f"sample.n_frames {n_frames}: perceptrons make the {trained} frames that they were trained on")
         if (0 if conditions is None else conditions.shape[1]) != self.n_conditions:
             raise InputError(f"this surrogate wants {self.n_conditions} conditions for each series")
+        start, segment = options.get("start"), min(options.get("segment") or n_frames, n_frames)
+        if (start is not None) != self.start_frame or (segment < n_frames and not self.start_frame):
+            known = "begins at frames that it is given (start)" if self.start_frame else "was not trained to continue frames"
+            raise InputError(f"this surrogate {known}: surrogate.start_frame")
         generator, like = torch_generator(seed, "sample"), next(self.parameters())
         series = like.new_empty((n, n_frames, self.hyperparameters["n_channels"]))
-        batch, n_noise = max(1, self.sample_batch * trained // n_frames), self.generator.n_noise(n_frames)
+        batch = max(1, self.sample_batch * trained // segment)
         for first in range(0, n, batch):
             rows = series[first : first + batch]
-            own = None if conditions is None else conditions[first : first + batch].to(like)
-            rows.copy_(self._fake(torch.randn((len(rows), n_noise), generator=generator).to(like), own, n_frames))
+            own, last = (None if part is None else part[first : first + batch].to(like) for part in (conditions, start))
+            for begin in range(0, n_frames, segment):
+                piece = rows[:, begin : begin + segment]
+                n_noise = self.generator.n_noise(piece.shape[1])
+                noise = torch.randn((len(rows), n_noise), generator=generator).to(like)
+                piece.copy_(self._fake(noise, own, last, piece.shape[1]))
+                last = piece[:, -1] if self.start_frame else None
         return series, None
 
 
@@ -254,6 +306,11 @@ class _Judged(nn.Module):
         return value
 
 
+def _joined(start: torch.Tensor | None, series: torch.Tensor) -> torch.Tensor:
+    """Put the first frame before series that continue it."""
+    return series if start is None else torch.cat([start[:, None].to(series), series], dim=1)
+
+
 def _gap(critic: nn.Module, fake: torch.Tensor, real: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
     """Difference of a critic's values of generated and real items, both in one call of the critic."""
     both = None if condition is None else torch.cat([condition, condition])
@@ -265,7 +322,7 @@ def _check(hyperparameters: dict[str, Any]) -> None:
     """Refuse hyperparameters out of range."""
     least = {
         "n_frames": 4, "n_channels": 1, "hidden": 1, "widest": 1, "levels": 1, "latent": 1, "lags": 0, "tuples": 1,
-        "tuple_frames": 2, "tuple_hidden": 1, "critic_updates": 1, "n_conditions": 0,
+        "tuple_frames": 2, "tuple_hidden": 1, "fourier": 0, "critic_updates": 1, "noise": 1, "n_conditions": 0,
     }  # fmt: skip
     for name, bound in least.items():
         value = hyperparameters[name]
