@@ -185,12 +185,17 @@ def status(directory: Directory, as_json: Annotated[bool, typer.Option("--json",
 
 @app.command()
 def report(directory: Directory, show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False) -> None:
-    """Write the efficiency report of a run again."""
+    """Write the efficiency report of a run again, or a picture of how its training stands if it is not that far."""
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
 
     _log_to_stderr(quiet=False)
     opened = Run.open(directory)
+    if not opened.is_done("train"):
+        from hpc_molgen.efficiency.training_report import write_training_report
+
+        typer.echo(f"training: {write_training_report(opened)}")
+        return
     run_stages(opened, ["report"], again=True)
     if show:
         webbrowser.open((directory / "report" / "report.html").resolve().as_uri())

@@ -154,6 +154,11 @@ class TrainConfig(Model):
     gradient_clip: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     validate_every: int = Field(500, ge=1)
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many validations without a better held-out metric, and keep the best state; None: all steps",
+    )
     log_every: int = Field(50, ge=1)
     checkpoint_every_s: float = Field(60.0, gt=0)
     precision: Literal["float32", "bf16", "float64"] = Field(

@@ -18,9 +18,8 @@ from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 from hpc_molgen.workers import Stopwatch, local_rank
 
 if TYPE_CHECKING:
-    import torch
-
     from hpc_molgen.representations.base import Representation
+    from hpc_molgen.representations.cvs import CollectiveVariables
     from hpc_molgen.run import Run
     from hpc_molgen.surrogates.base import Surrogate
 
@@ -103,41 +102,63 @@ def _draw(shard: Shard) -> None:
 
 def _draw_series(shard: Shard, surrogate: Surrogate, variables: Representation, watch: Stopwatch) -> None:
     """Draw whole trajectories of collective variables."""
-    import torch
-
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     if not isinstance(variables, CollectiveVariables):
         raise InputError("sampling trajectories needs representation.name cvs: other features have no name to be read by")
-    seed = derive_seed(shard.seed, "sample", shard.index)
-    numbers = np.arange(shard.start, shard.start + shard.n)
-    labels = variables.labels
-    conditions = labels.values[numbers % len(labels.values)]  # in turn
-    options: dict[str, Any] = {"n_frames": shard.config.n_frames, "segment": shard.config.segment_frames}
-    if labels.names:
-        options["conditions"] = torch.as_tensor(labels.scaled(conditions))
-    if surrogate.hyperparameters["start_frame"]:
-        options["start"] = _first_frames(shard, conditions)
-    channels, _ = surrogate.sample(shard.n, seed, **options)
+    numbers, labels = np.arange(shard.start, shard.start + shard.n), variables.labels
+    seed, config = derive_seed(shard.seed, "sample", shard.index), shard.config
+    channels = sample_channels(
+        surrogate, variables, shard.representation.parent, numbers, seed, config.n_frames, config.segment_frames
+    )
     made = TrajectorySet(
-        tuple(variables.features(channels.cpu().numpy())), variables.names, variables.units, shard.dt_ps,
-        tuple(f"generated {number}" for number in numbers), (), labels.names, tuple(map(tuple, conditions.tolist())),
+        tuple(variables.features(channels)), variables.names, variables.units, shard.dt_ps,
+        tuple(f"generated {number}" for number in numbers), (), labels.names,
+        tuple(map(tuple, labels.values[numbers % len(labels.values)].tolist())),
     )  # fmt: skip
     made.write(shard.path, {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s})
 
 
-def _first_frames(shard: Shard, conditions: np.ndarray) -> torch.Tensor:
-    """Draw a training frame of the nearest label for each row of conditions: shape (n, n_channels)."""
+def sample_channels(
+    surrogate: Surrogate,
+    variables: CollectiveVariables,
+    featurize: Path,
+    numbers: np.ndarray,
+    seed: int,
+    n_frames: int | None,
+    segment: int | None = None,
+) -> np.ndarray:
+    """Draw series of channels (n, n_frames, n_channels), whose labels come in turn by their `numbers` (n,).
+
+    Parameters
+    ----------
+    featurize : Path
+        Directory of that stage: surrogates that continue a frame are given training frames of the nearest label.
+    segment : int, optional
+        Frames of the segments that are joined.
+    """
     import torch
 
-    train, generator = load_channels(shard.representation.parent, "train"), numpy_generator(shard.seed, "start", shard.index)
-    ends, frames = train.ends, []
+    conditions = variables.labels.values[numbers % len(variables.labels.values)]
+    options: dict[str, Any] = {"n_frames": n_frames, "segment": segment}
+    if variables.labels.names:
+        options["conditions"] = torch.as_tensor(variables.labels.scaled(conditions))
+    if surrogate.hyperparameters["start_frame"]:
+        options["start"] = torch.as_tensor(_first_frames(featurize, conditions, seed))
+    channels, _ = surrogate.sample(len(numbers), seed, **options)
+    return np.asarray(channels.cpu().numpy())
+
+
+def _first_frames(featurize: Path, conditions: np.ndarray, seed: int) -> np.ndarray:
+    """Draw a training frame of the nearest label for each row of conditions: shape (n, n_channels)."""
+    train, generator = load_channels(featurize, "train"), numpy_generator(seed, "start")
+    ends, lengths, frames = train.ends, np.array(train.n_frames), []
     for row in conditions:
         distance = np.abs(train.conditions - row).sum(axis=1)
         own = np.flatnonzero(distance == distance.min())
-        series = generator.choice(own, p=np.take(train.n_frames, own) / np.take(train.n_frames, own).sum())
-        frames.append(train.values[ends[series] - 1 - generator.integers(train.n_frames[series])])
-    return torch.as_tensor(np.array(frames))
+        series = generator.choice(own, p=lengths[own] / lengths[own].sum())
+        frames.append(train.values[ends[series] - 1 - generator.integers(lengths[series])])
+    return np.array(frames)
 
 
 def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:

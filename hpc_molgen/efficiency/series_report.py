@@ -17,6 +17,7 @@ from hpc_molgen.files import read_json
 from hpc_molgen.run import stage_costs
 
 if TYPE_CHECKING:
+    from hpc_molgen.analysis.series import Bins
     from hpc_molgen.run import Run
 
 _COLOURS = {HELD_OUT: figures.BLACK, TRAIN: figures.GREY, GENERATED: figures.ORANGE, MARKOV: figures.BLUE}
@@ -185,38 +186,48 @@ def draw(directory: Path, findings: SeriesFindings) -> None:
 
 
 def _surfaces(directory: Path, findings: SeriesFindings) -> None:
-    shown = [HELD_OUT, GENERATED, MARKOV]
-    plane = len(findings.bins.columns) == 2
+    shown = {name: findings.series[name] for name in (HELD_OUT, GENERATED, MARKOV)}
     with figures.canvas(directory, "surfaces", len(shown) + 1, 2.4) as (figure, axes):
-        counts = {name: findings.bins.counts(findings.series[name]).sum(axis=0) for name in shown}
-        for axis, name in zip(axes, shown, strict=False):
-            share = counts[name] / counts[name].sum()
-            with np.errstate(divide="ignore"):
-                surface = -np.log(share / (counts[HELD_OUT] / counts[HELD_OUT].sum()).max())
-            if plane:
-                x, y = findings.bins.edges
-                inside = surface.reshape(len(x) + 1, len(y) + 1)[1:-1, 1:-1]
-                extent = (x[0], x[-1], y[0], y[-1])
-                image = axis.imshow(
-                    np.where(np.isfinite(inside), inside, np.nan).T, origin="lower", extent=extent, cmap="YlGnBu_r", vmin=0,
-                    vmax=_LIMIT_KT, aspect="auto", interpolation="nearest",
-                )  # fmt: skip
-                axis.set_ylabel(findings.feature_names[1])
-            else:
-                centres = 0.5 * (findings.bins.edges[0][1:] + findings.bins.edges[0][:-1])
-                axis.plot(centres, surface[1:-1], color=_COLOURS[name])
-                axis.set_ylim(0, _LIMIT_KT)
-            axis.set_xlabel(findings.feature_names[0])
-            axis.set_title(name, color=_COLOURS[name], fontweight="bold")
+        draw_surfaces(figure, axes[:-1], shown, findings.bins, findings.feature_names)
+        draw_courses(axes[-1], {name: shown[name] for name in (HELD_OUT, GENERATED)}, findings.feature_names[0])
+
+
+def draw_surfaces(figure: Any, axes: list[Any], shown: dict[str, list[np.ndarray]], bins: Bins, names: tuple[str, ...]) -> None:
+    """Draw the free energy of the first features of some sets, in kT above the minimum of the first set."""
+    plane = len(bins.columns) == 2
+    top = None
+    for axis, (name, series) in zip(axes, shown.items(), strict=True):
+        counts = bins.counts(series).sum(axis=0)
+        share = counts / counts.sum()
+        top = share.max() if top is None else top
+        with np.errstate(divide="ignore"):
+            surface = -np.log(share / top)
         if plane:
-            figure.colorbar(image, ax=axes[: len(shown)], label="kT", shrink=0.85, extend="max", aspect=25)
-        last = axes[-1]
-        for offset, name in enumerate((HELD_OUT, GENERATED)):
-            part = findings.series[name][0][:2000, 0]
-            last.plot(part - offset * 1.2 * np.ptp(findings.series[HELD_OUT][0][:, 0]), color=_COLOURS[name], lw=0.5)
-        last.set_xlabel("frame")
-        last.set_yticks([])
-        last.set_title(f"{findings.feature_names[0]} of one trajectory")
+            x, y = bins.edges
+            inside = surface.reshape(len(x) + 1, len(y) + 1)[1:-1, 1:-1]
+            image = axis.imshow(
+                np.where(np.isfinite(inside), inside, np.nan).T, origin="lower", extent=(x[0], x[-1], y[0], y[-1]),
+                cmap="YlGnBu_r", vmin=0, vmax=_LIMIT_KT, aspect="auto", interpolation="nearest",
+            )  # fmt: skip
+            axis.set_ylabel(names[1])
+        else:
+            centres = 0.5 * (bins.edges[0][1:] + bins.edges[0][:-1])
+            axis.plot(centres, surface[1:-1], color=_COLOURS[name])
+            axis.set_ylim(0, _LIMIT_KT)
+        axis.set_xlabel(names[0])
+        axis.set_title(name, color=_COLOURS[name], fontweight="bold")
+    if plane:
+        figure.colorbar(image, ax=axes, label="kT", shrink=0.85, extend="max", aspect=25)
+
+
+def draw_courses(axis: Any, shown: dict[str, list[np.ndarray]], name: str) -> None:
+    """Draw the first feature of the first trajectory of some sets, one below the other."""
+    for offset, (own, series) in enumerate(shown.items()):
+        height = 1.2 * np.ptp(next(iter(shown.values()))[0][:, 0])
+        axis.plot(series[0][:2000, 0] - offset * height, color=_COLOURS[own], lw=0.5)
+    axis.set_xlabel("frame")
+    axis.set_yticks([])
+    axis.set_title(f"{name} of one trajectory")
 
 
 def _times(directory: Path, findings: SeriesFindings) -> None:

@@ -80,6 +80,10 @@ class Surrogate(nn.Module, abc.ABC):
         """Loss (n,) of held-out items, with noise drawn for the first of `parts`; that part's loss unless overridden."""
         return self.loss(next(iter(self.parts())), batch, noise)
 
+    def held_out_distance(self, batch: torch.Tensor, seed: int) -> float | None:
+        """Distance of samples from held-out items, where the held-out loss does not tell how good they are; None otherwise."""
+        return None
+
     @abc.abstractmethod
     def sample(self, n: int, seed: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw `n` items (n, ...) and, if asked for and known, ln q (n,)."""

@@ -81,6 +81,7 @@ class Trainer:
         self.n_validation = min(VALIDATION_SIZE, max(VALIDATION_CHUNK, 8 * len(held_out)))
         self.step = self.rollbacks = 0
         self._start: dict[str, Any] = {}
+        self._best: dict[str, Any] = {"value": math.inf, "step": 0, "ema": {}}
 
     def run(self) -> Surrogate:
         """Train to the end, resuming from a checkpoint if there is one; return the averaged (EMA) surrogate.
@@ -104,7 +105,14 @@ class Trainer:
                 self._loop(speed)
         finally:
             self.batches.close()
+        if self._best["ema"]:
+            self.ema.load_state_dict(self._best["ema"])
         return self.ema.eval()
+
+    @property
+    def kept_step(self) -> int:
+        """The step that the returned surrogate is of."""
+        return int(self._best["step"]) if self._best["ema"] else self.step
 
     def _loop(self, speed: Speedometer) -> None:
         config, first, saved = self.config, self.step, time.monotonic()
@@ -117,8 +125,13 @@ class Trainer:
             if self.step % config.log_every == 0 or at_end:
                 self._log(speed)
             if self.step % config.validate_every == 0 or at_end:
-                self._write_metrics({"held_out_loss": self.validate()})
+                self._write_metrics(self._judge())
                 speed.restart(self.step, self.batches.wait_s)
+                if self._patience_is_over():
+                    log.info(
+                        "training: no better held-out metric since step %d, stopped at step %d", self._best["step"], self.step
+                    )
+                    break
             if self.step == first + 1:
                 speed.restart(self.step, self.batches.wait_s)  # the first step compiles, and warms caches
             if self.on_step is not None:
@@ -170,6 +183,27 @@ class Trainer:
                 noise = tuple(values[wanted].to(batch) for values in self.ema.draw_noise(part, n, generator))
                 total += self.ema.held_out_loss(batch, noise).double().sum().cpu()
         return float(self.group.sum(total) / self.n_validation)
+
+    def _judge(self) -> dict[str, float]:
+        """Return the held-out metrics, and remember the state if it is the best one and the best one is asked for."""
+        metrics = {"held_out_loss": self.validate()}
+        if (distance := self._distance()) is not None:
+            metrics["held_out_distance"] = distance
+        value = metrics.get("held_out_distance", metrics["held_out_loss"])
+        if self.config.patience is not None and not value >= self._best["value"]:
+            self._best = {"value": value, "step": self.step, "ema": copy.deepcopy(self.ema.state_dict())}
+        return metrics
+
+    def _distance(self) -> float | None:
+        """The surrogate's distance from the same held-out items at every call, computed by the root."""
+        items = self.held_out.items(self.held_out.choose(VALIDATION_CHUNK, torch_generator(self.seed, "distance")))
+        own = self.ema.held_out_distance(items, self.seed) if self.group.is_root else None
+        known, value = self.group.largest(float(own is not None), -math.inf if own is None else own)
+        return value if known else None
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.step - self._best["step"] >= patience * self.config.validate_every
 
     def _log(self, speed: Speedometer) -> None:
         """Write a line of metrics: losses of the last update of each part, norms of gradients before clipping, rates."""
@@ -252,6 +286,7 @@ class Trainer:
             "seed": self.seed,
             "n_items": len(self.batches.data),
             "rollbacks": self.rollbacks,
+            "best": self._best,
             "surrogate": self.surrogate.state_dict(),
             "ema": self.ema.state_dict(),
             "optimisers": {name: part.optimiser.state_dict() for name, part in self.parts.items()},
@@ -282,7 +317,7 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         for name, part in self.parts.items():
             part.optimiser.load_state_dict(copy.deepcopy(state["optimisers"][name]))
-        self.step, self.rollbacks = int(state["step"]), int(state.get("rollbacks", 0))
+        self.step, self.rollbacks, self._best = int(state["step"]), int(state["rollbacks"]), state["best"]
 
 
 def _truncate_metrics(path: Path, step: int) -> None:

@@ -161,12 +161,14 @@ def train_surrogate(run: Run) -> dict[str, Any]:
     averaged.save(directory / "surrogate.safetensors", run.config.surrogate.name, run.system.key)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     last = {name: value for record in records for name, value in record.items()}
-    kept = ("loss", "held_out_loss", "samples_per_s", "data_wait_share", "flop_utilisation")
+    kept = ("loss", "held_out_loss", "held_out_distance", "samples_per_s", "data_wait_share", "flop_utilisation")
     return {
         "n_parameters": sum(p.numel() for p in surrogate.parameters()),
         "n_items": len(train),
         "device": str(group.device),
         "precision": config.precision,
         "ranks": group.size,
+        "steps": trainer.step,
+        "kept_step": trainer.kept_step,
         **{name: last[name] for name in kept if name in last},
     }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -77,6 +80,31 @@ def test_what_a_run_holds(finished: Path) -> None:
     made = read_trajectories(finished / "sample" / "trajectories.h5")
     assert made.n_frames == (500, 500, 500) and made.feature_names == ("x", "y")
     assert isinstance(made.features[0], np.memmap)
+
+
+def test_a_picture_of_a_training_that_goes_on(command: CommandLine, finished: Path, tmp_path: Path) -> None:
+    """`report` while training runs: losses, and what the newest checkpoint makes, labels and starts included."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "train")
+    early = command("report", str(out))
+    assert early.returncode == 2 and "nothing to report" in early.stderr and "Traceback" not in early.stderr
+    line = [sys.executable, "-m", "hpc_molgen", "run", "triple-well", "--out", str(out), "--to", "train"]
+    further = {"train.n_steps": 100_000, "train.checkpoint_every_s": 0.5, "surrogate.start_frame": "true"}
+    training = subprocess.Popen([*line, *settings(**further)], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list((out / "train").glob("checkpoint-*.sha256")):
+            assert training.poll() is None and time.monotonic() < deadline, training.communicate()
+            time.sleep(0.1)
+        shown = command("report", str(out))
+        assert shown.returncode == 0, shown.stderr
+        picture = Path(shown.stdout.split("training: ")[1].strip())
+        assert picture.parent == out / "train" / "pictures" and picture.stat().st_size > 20_000
+        assert training.poll() is None
+    finally:
+        training.terminate()
+        training.wait(30)
 
 
 def test_weights_are_refused_and_explained(command: CommandLine, finished: Path) -> None:

@@ -250,3 +250,59 @@ def test_a_training_that_diverges_again_and_again_is_an_error(tmp_path: Path, mo
     with pytest.raises(HpcMolgenError, match=r"diverged \(loss nan\) at step 5, 3 times rolled back: lower train\.learning"):
         trainer.run()
     assert newest_checkpoint(tmp_path) is None
+
+
+class Graded(DiffusionSurrogate):
+    """Its distance from held-out items is as scripted, by validation."""
+
+    grades = (5.0, 3.0, 4.0, 2.0, 2.5, 2.0, 9.0, 1.0)
+    asked = 0
+
+    def held_out_distance(self, batch: torch.Tensor, seed: int) -> float:  # noqa: ARG002
+        self.asked += 1
+        return self.grades[self.asked - 1]
+
+
+def graded(directory: Path, patience: int | None) -> Trainer:
+    torch.manual_seed(1)
+    data = TrainingSet(torch.randn((200, 2), generator=torch.Generator().manual_seed(2)), torch.ones(200))
+    config = TrainConfig(n_steps=16, batch_size=16, validate_every=2, warmup_steps=1, patience=patience)
+    return Trainer(Graded(2, 0, hidden=8, depth=1), config, data, data, directory, ProcessGroup(0, 1, CPU), 3)
+
+
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
+    """Best at step 8 (an equal value later is no better); two validations on, at step 12, training ends with that state."""
+    after: dict[int, dict[str, torch.Tensor]] = {}
+    for directory in (tmp_path / "a", tmp_path / "b", tmp_path / "c"):
+        directory.mkdir()
+    trainer = graded(tmp_path / "a", 2)
+    plain = trainer._average
+
+    def average() -> None:
+        plain()
+        after[trainer.step + 1] = {name: value.clone() for name, value in trainer.ema.state_dict().items()}
+
+    trainer._average = average  # type: ignore[method-assign]
+    kept = trainer.run().state_dict()
+    assert trainer.step == 12 and trainer.kept_step == 8
+    assert all(torch.equal(kept[name], value) for name, value in after[8].items())
+    assert not all(torch.equal(kept[name], value) for name, value in after[12].items())
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["held_out_distance"] for r in records if "held_out_distance" in r] == list(Graded.grades[:6])
+    every = graded(tmp_path / "b", None)
+    every.run()
+    assert every.step == every.kept_step == 16
+
+    stopped = graded(tmp_path / "c", 2)  # and so it ends when it is interrupted after the best validation
+    stopped.batches.start(0)
+    for _ in range(10):
+        stopped.train_step()
+        stopped.step += 1
+        if stopped.step % 2 == 0:
+            stopped._judge()
+    stopped._save()
+    resumed = graded(tmp_path / "c", 2)
+    resumed.ema.asked = 5
+    again = resumed.run().state_dict()
+    assert resumed.step == 12 and resumed.kept_step == 8
+    assert all(torch.equal(kept[name], value) for name, value in again.items())
