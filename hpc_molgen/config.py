@@ -283,6 +283,9 @@ class ReportConfig(Model):
     lags: tuple[int, ...] = Field((1, 2, 5, 10, 20, 50), description="of trajectories: frames of the implied timescales")
     n_clusters: int = Field(100, ge=2, description="of trajectories: centres of k-means of the Markov state models")
     ck_multiples: tuple[int, ...] = Field((1, 2, 3, 5), description="of trajectories: of the middle lag, Chapman-Kolmogorov")
+    others: dict[str, str] = Field(
+        default_factory=dict, description="of trajectories: names and directories of other runs, compared in the same tables"
+    )
     memorisation_frames: int = Field(64, ge=2, description="of trajectories: windows that are looked for in the training set")
     tolerance: float = Field(1.0, gt=0, description="of trajectories: factor on the tolerances of the quality gate")
 

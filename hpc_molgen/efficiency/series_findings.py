@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from hpc_molgen.analysis.markov import Clusters, chapman_kolmogorov, fit_cluster
 from hpc_molgen.analysis.memorisation import Memorisation, memorisation
 from hpc_molgen.analysis.series import Bins, Series, autocorrelation, drift, increment_deviation
 from hpc_molgen.analysis.states import States, states_of
+from hpc_molgen.config import GanConfig
 from hpc_molgen.datasets import load_series
+from hpc_molgen.errors import InputError
+from hpc_molgen.run import Run, stage_costs
 from hpc_molgen.seeding import derive_seed, numpy_generator
 from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 
 if TYPE_CHECKING:
     from hpc_molgen.config import ReportConfig
-    from hpc_molgen.run import Run
 
 HELD_OUT, TRAIN, GENERATED = "held-out MD", "training MD", "generated"
 SHUFFLED, AUTOREGRESSION, MARKOV = "shuffled frames", "autoregression", "Markov state model"
@@ -73,6 +76,15 @@ class SetFindings:
 
 
 @dataclass(frozen=True)
+class OtherRun:
+    """Another surrogate that is compared: its kind, its weights, and CPU seconds of its training."""
+
+    architecture: str
+    n_parameters: int
+    train_cpu_s: float
+
+
+@dataclass(frozen=True)
 class SeriesFindings:
     """All sets, in the order of the tables, and what concerns two of them.
 
@@ -83,6 +95,8 @@ class SeriesFindings:
     seams : list of Estimate
         For each feature the standard deviation of increments where segments were joined over that of the others; empty
         without seams.
+    others : dict
+        Surrogates of other runs, whose trajectories are among the sets.
     """
 
     feature_names: tuple[str, ...]
@@ -99,6 +113,7 @@ class SeriesFindings:
     bins: Bins
     labels: dict[str, SeriesFindings]
     seams: list[Estimate]
+    others: dict[str, OtherRun]
 
 
 def analyse_series(run: Run) -> SeriesFindings:
@@ -115,6 +130,9 @@ def analyse_series(run: Run) -> SeriesFindings:
         started = time.process_time()
         sides[name] = make(sides[TRAIN], n, length, numpy_generator(seed, name))
         cost[name] = time.process_time() - started
+    others = {}
+    for name, directory in config.others.items():
+        others[name], sides[name] = _other(Path(directory), name, set(sides), train)
     states = _states(config, train.feature_names)
     bins = Bins(sides[HELD_OUT], tuple(range(min(2, len(train.feature_names)))))
     measure = _Measure(bins, states, clusters, config, seed, sides[HELD_OUT])
@@ -130,6 +148,7 @@ def analyse_series(run: Run) -> SeriesFindings:
         feature_names=train.feature_names, units=train.units, dt_ps=train.dt_ps, states=states, lags=config.lags, sets=sets,
         floor=bins.divergence(sides[HELD_OUT], sides[TRAIN]), memorisation=near, chapman_kolmogorov=tests, ck_lag=ck_lag,
         series=sides, bins=bins, labels={}, seams=_seams(generated, run.config.sample.segment_frames, seed),
+        others=others,
     )  # fmt: skip
     labels = dict.fromkeys((*train.conditions, *all_held_out.conditions)) if train.condition_names else {}
     for row in labels:
@@ -137,6 +156,24 @@ def analyse_series(run: Run) -> SeriesFindings:
         own = [_labelled(part, {row}) for part in (train, all_held_out, all_generated)]
         found.labels[name if own[0] else f"{name} (unseen)"] = _of_label(found, measure, *own)
     return found
+
+
+def _other(directory: Path, name: str, taken: set[str], train: TrajectorySet) -> tuple[OtherRun, list[np.ndarray]]:
+    """Return what another run trained and made; of labels that training saw, where there are labels.
+
+    Raises
+    ------
+    InputError
+        When it is no finished run on the same features.
+    """
+    run = Run.open(directory)
+    made = read_trajectories(run.path("sample", "trajectories.h5"))
+    if name in taken or made.feature_names != train.feature_names or made.condition_names != train.condition_names:
+        raise InputError(f"report.others: {name} ({directory}) is of other features or labels, or its name is taken")
+    config, details = run.config.surrogate, run.details("train")
+    architecture = config.architecture if isinstance(config, GanConfig) else config.name
+    other = OtherRun(architecture, int(details["n_parameters"]), float(stage_costs(run, "train")["cpu_s"]))
+    return other, _labelled(made, set(train.conditions))
 
 
 def _labelled(series: TrajectorySet, labels: set[tuple[float, ...]]) -> list[np.ndarray]:

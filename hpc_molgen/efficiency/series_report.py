@@ -59,6 +59,7 @@ def record(findings: SeriesFindings) -> dict[str, Any]:
             for name, part in findings.labels.items()
         },
         "seams": [asdict(ratio) for ratio in findings.seams],
+        "others": {name: asdict(other) for name, other in findings.others.items()},
         "chapman_kolmogorov": {
             name: {"lag": findings.ck_lag, "predicted": predicted, "estimated": estimated}
             for name, (predicted, estimated) in findings.chapman_kolmogorov.items()
@@ -168,11 +169,20 @@ def _costs(run: Run, findings: SeriesFindings) -> Section:
         for name, part in findings.sets.items()
         if part.made_cpu_s is not None
     ]
+    rows += [[f"{name}: training", number(other.train_cpu_s), "-", "-"] for name, other in findings.others.items()]
     train, sample = (read_json(run.path(stage, "done.json"))["details"] for stage in ("train", "sample"))
     text = (
         f"The surrogate has {train['n_parameters']:,} weights and was trained on {train['n_items']:,} windows. It makes "
         f"{sample['frames_per_cpu_s']:,.0f} frames per CPU second."
     )
+    spent = stage_costs(run, "train")["cpu_s"]
+    for name, other in findings.others.items():
+        weights, time = other.n_parameters / train["n_parameters"], other.train_cpu_s / spent
+        text += (
+            f" {name} ({other.architecture}) has {other.n_parameters:,} weights, {weights:.1f} times as many, and its training "
+            f"took {time:.2f} times as long; scores {score(findings, name):.3g} and {score(findings, GENERATED):.3g} (small is "
+            "good)."
+        )
     return Section("Cost", (text,), (), (Table("Cost", ("stage", "CPU s", "wall s", "attempts"), rows, "All attempts."),))
 
 

@@ -171,7 +171,8 @@ def _seams(findings: SeriesFindings, tolerance: float) -> list[Check]:
 
 def _beats(findings: SeriesFindings) -> list[Check]:
     ours, checks = score(findings, GENERATED), []
-    for name in (SHUFFLED, AUTOREGRESSION):
+    perceptrons = [name for name, other in findings.others.items() if other.architecture == "perceptron"]
+    for name in (SHUFFLED, AUTOREGRESSION, *perceptrons):
         theirs = score(findings, name)
         checks.append(Check(f"better than {name}", ours < theirs, f"score {ours:.3g} against {theirs:.3g} (small is good)"))
     return checks

@@ -82,6 +82,29 @@ def test_what_a_run_holds(finished: Path) -> None:
     assert isinstance(made.features[0], np.memmap)
 
 
+def test_another_run_is_compared_in_the_same_tables(command: CommandLine, finished: Path, tmp_path: Path) -> None:
+    """The published perceptron beside ours: its set, its weights, its training, and who is better."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    shutil.copytree(finished, theirs)
+    shutil.copytree(finished, ours)
+    perceptron = {"surrogate.architecture": "perceptron", "surrogate.n_frames": 100, "sample.n_frames": 100}
+    ended = command("run", "triple-well", "--out", str(theirs), "--to", "sample", *settings(**perceptron))
+    assert ended.returncode == 0, ended.stderr
+    beside = settings(report__others=f"{{published: {theirs}}}")
+    ended = command("run", "triple-well", "--out", str(ours), "--only", "report", *beside)
+    assert ended.returncode == 3, ended.stderr
+    found = json.loads((ours / "report" / "report.json").read_text())
+    assert found["findings"]["sets"]["published"]["n_frames"] == 3 * 100
+    own = json.loads((ours / "train" / "done.json").read_text())["details"]["n_parameters"]
+    text = (ours / "report" / "report.md").read_text()
+    ratio = found["findings"]["others"]["published"]["n_parameters"] / own
+    assert f"{ratio:.1f} times as many" in text and "published: training" in text
+    assert "better than published" in {check["name"] for check in found["verdict"]["checks"]}
+    wrong = settings(report__others=f"{{generated: {theirs}}}")
+    ended = command("run", "triple-well", "--out", str(ours), "--only", "report", *wrong)
+    assert ended.returncode == 2 and "report.others" in ended.stderr and "Traceback" not in ended.stderr
+
+
 def test_a_picture_of_a_training_that_goes_on(command: CommandLine, finished: Path, tmp_path: Path) -> None:
     """`report` while training runs: losses, and what the newest checkpoint makes, labels and starts included."""
     out = tmp_path / "run"
