@@ -127,7 +127,8 @@ class Run:
         if stage == "farm" and self.config.farm.starts is not None:
             return ("system", "farm"), ()
         if stage == "report" and self.config.makes_trajectories:
-            return ("report",), ("reference", "train", "sample")
+            seeded = ("farm",) if self.path("farm", "done.json").is_file() else ()  # which not every such run has
+            return ("report",), ("reference", "train", "sample", *seeded)
         return STAGES[stage]
 
     def fingerprint(self, stage: str) -> str:

@@ -20,6 +20,7 @@ from hpc_molgen.analysis.series import Bins, Series, autocorrelation, drift, inc
 from hpc_molgen.analysis.states import States, states_of
 from hpc_molgen.config import GanConfig
 from hpc_molgen.datasets import load_series
+from hpc_molgen.efficiency.seeds import SeedFindings, read_seeds
 from hpc_molgen.errors import InputError
 from hpc_molgen.run import Run, stage_costs
 from hpc_molgen.seeding import derive_seed, numpy_generator
@@ -97,6 +98,8 @@ class SeriesFindings:
         without seams.
     others : dict
         Surrogates of other runs, whose trajectories are among the sets.
+    seeds : SeedFindings or None
+        Of short MD from generated frames, where the farm has run and states are named.
     """
 
     feature_names: tuple[str, ...]
@@ -114,6 +117,7 @@ class SeriesFindings:
     labels: dict[str, SeriesFindings]
     seams: list[Estimate]
     others: dict[str, OtherRun]
+    seeds: SeedFindings | None
 
 
 def analyse_series(run: Run) -> SeriesFindings:
@@ -148,7 +152,7 @@ def analyse_series(run: Run) -> SeriesFindings:
         feature_names=train.feature_names, units=train.units, dt_ps=train.dt_ps, states=states, lags=config.lags, sets=sets,
         floor=bins.divergence(sides[HELD_OUT], sides[TRAIN]), memorisation=near, chapman_kolmogorov=tests, ck_lag=ck_lag,
         series=sides, bins=bins, labels={}, seams=_seams(generated, run.config.sample.segment_frames, seed),
-        others=others,
+        others=others, seeds=_seeds(run, clusters, states, ck_lag * train.dt_ps),
     )  # fmt: skip
     labels = dict.fromkeys((*train.conditions, *all_held_out.conditions)) if train.condition_names else {}
     for row in labels:
@@ -189,6 +193,13 @@ def _of_label(
     measure = dataclasses.replace(measure, bins=bins, held_out=held_out)
     sets = {HELD_OUT: measure(HELD_OUT, held_out, None), GENERATED: measure(GENERATED, generated, None)}
     return dataclasses.replace(found, sets=sets, floor=floor, labels={}, seams=[], series={}, bins=bins)
+
+
+def _seeds(run: Run, clusters: Clusters, states: States | None, lag_ps: float) -> SeedFindings | None:
+    if states is None:
+        return None
+    config = run.config.report
+    return read_seeds(run, clusters, states, lag_ps, config.bootstrap_samples, numpy_generator(run.config.seed, "seeds"))
 
 
 def _seams(generated: list[np.ndarray], segment: int | None, seed: int) -> list[Estimate]:

@@ -29,7 +29,8 @@ TARGET = "No importance weights exist for generated trajectories: a surrogate of
 def sections(run: Run, findings: SeriesFindings) -> list[Section]:
     """Return the document."""
     labels = [_labels(findings)] if findings.labels else []
-    return [_distribution(findings), _kinetics(findings), *labels, _copies(findings), _costs(run, findings)]
+    seeds = [_seeds(run, findings)] if findings.seeds else []
+    return [_distribution(findings), _kinetics(findings), *labels, _copies(findings), *seeds, _costs(run, findings)]
 
 
 def key_figures(findings: SeriesFindings) -> list[tuple[str, str]]:
@@ -59,6 +60,7 @@ def record(findings: SeriesFindings) -> dict[str, Any]:
             for name, part in findings.labels.items()
         },
         "seams": [asdict(ratio) for ratio in findings.seams],
+        "seeds": asdict(findings.seeds) if findings.seeds else None,
         "others": {name: asdict(other) for name, other in findings.others.items()},
         "chapman_kolmogorov": {
             name: {"lag": findings.ck_lag, "predicted": predicted, "estimated": estimated}
@@ -157,6 +159,25 @@ def _copies(findings: SeriesFindings) -> Section:
         f"[{near.low:.3f}, {near.high:.3f}] (1: no memorising)."
     )
     return Section("Memorising", (text,))
+
+
+def _seeds(run: Run, findings: SeriesFindings) -> Section:
+    found, states = findings.seeds, findings.states
+    assert found is not None and states is not None
+    kelvin = run.config.farm.temperature_kelvin or run.system.temperature_kelvin
+    reference = findings.sets[HELD_OUT].populations
+    rows = [
+        [state, number(counted), interval(estimate), interval(theirs)]
+        for state, counted, estimate, theirs in zip(states.names, found.counted, found.populations, reference, strict=True)
+    ]
+    text = (
+        f"{found.n_replicas} replicas at {kelvin:g} K started at generated frames, rare ones first, and have "
+        f"{found.n_frames:,} frames. A Markov state model of them at a lag of {found.lag} frames connects "
+        f"{100 * found.covered:.0f} % of the clusters; its stationary distribution undoes the choice of the starts, as far as "
+        "the model is Markovian."
+    )
+    columns = ("state", "share of frames", "share by the model", f"share in {HELD_OUT}")
+    return Section("Short MD from generated frames", (text,), (), (Table("Populations", columns, rows, _NOTE),))
 
 
 def _costs(run: Run, findings: SeriesFindings) -> Section:

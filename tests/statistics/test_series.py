@@ -9,7 +9,8 @@ from hpc_molgen.analysis.baselines import autoregression, fit_markov_sampler, sh
 from hpc_molgen.analysis.markov import Clusters, chapman_kolmogorov, fit_clusters, implied_timescales
 from hpc_molgen.analysis.memorisation import memorisation
 from hpc_molgen.analysis.series import Bins, autocorrelation, drift, increment_deviation
-from hpc_molgen.analysis.states import states_of
+from hpc_molgen.analysis.states import States, states_of
+from hpc_molgen.efficiency.seeds import populations_from
 
 JUMP = 0.02  # probability a frame to leave either of two states for the other: a timescale of -1 / ln(1 - 2 * 0.02) frames
 
@@ -128,3 +129,33 @@ def test_memorisation_tells_copies_from_new_series() -> None:
 def test_clusters_use_the_scale_of_the_reference() -> None:
     clusters = Clusters(np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([10.0, 1.0]))
     assert clusters.assign([np.array([[1.0, 0.0], [9.0, 0.0]])])[0].tolist() == [0, 1]
+
+
+def test_short_md_from_rare_seeds_gives_the_populations_back() -> None:
+    """A chain of ten places of known probabilities, started evenly on all of them: counts are off, the model is not."""
+    generator = np.random.default_rng(5)
+    n, energy = 10, 2.5 * np.cos(2 * np.pi * np.arange(10) / 9)  # a deep middle, in kT
+    chain = np.zeros((n, n))
+    for i in range(n):
+        for j in (i - 1, i + 1):
+            if 0 <= j < n:
+                chain[i, j] = 0.4 * min(1.0, np.exp(-(energy[j] - energy[i])))
+        chain[i, i] = 1 - chain[i].sum()
+    exact = np.exp(-energy) / np.exp(-energy).sum()
+    assert np.allclose(exact @ chain, exact)
+    series = []
+    for replica in range(400):
+        place, course = replica % n, []
+        for _ in range(40):
+            course.append(place)
+            place = int(generator.choice(n, p=chain[place]))
+        series.append(np.array(course, dtype=float)[:, None])
+    states = States(("low", "middle", "high"), ((0, 1), (4, 4), (8, 9)), np.ones(1))
+    found = populations_from(series, Clusters(np.arange(n, dtype=float)[:, None], np.ones(1)), states, 2, 100, generator)
+    assert found is not None and found.covered == 1 and found.n_frames == 16_000
+    place = np.searchsorted(states.boundaries, np.arange(n))
+    for state, (estimate, counted) in enumerate(zip(found.populations, found.counted, strict=True)):
+        assert abs(estimate.value - exact[place == state].sum()) < 4 * estimate.standard_error
+        assert estimate.low < estimate.value < estimate.high
+        if state == 1:
+            assert abs(counted - exact[place == 1].sum()) > 10 * estimate.standard_error
