@@ -37,6 +37,9 @@ class SystemConfig(Model):
     force_field: tuple[str, ...] = Field(
         ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"), description="OpenMM force field files, for 'pdb'"
     )
+    sequence: str | None = Field(None, description="one letter for each residue, for 'calvados'")
+    ionic_strength_molar: float = Field(0.2, ge=0, description="salt, for 'alpha-synuclein' and 'calvados'")
+    ph: float = Field(7.4, ge=0, le=14, description="decides the charge of histidine, for 'alpha-synuclein' and 'calvados'")
 
 
 class ReferenceConfig(Model):
@@ -77,7 +80,8 @@ class RepresentationConfig(Model):
         ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
     )
     cvs: tuple[str, ...] = Field(
-        ("phi", "psi"), description="for 'cvs': torsions, rmsd, rg, q, x, y, z; of imported time series the names are theirs"
+        ("phi", "psi"),
+        description="for 'cvs': torsions, rmsd, rg, ree, q, x, y, z; imported time series have names of their own",
     )
 
 
@@ -207,7 +211,7 @@ class FarmConfig(Model):
     temperature_kelvin: float | None = Field(None, gt=0, description="None: the system's")
     pressure_bar: float | None = Field(None, gt=0, description="NPT at this pressure; explicit solvent only")
     observables: tuple[str, ...] = Field(
-        ("rmsd", "rg"), description="of every frame: rmsd, rg, q, torsions (phi, psi, chi1); energy and temperature always"
+        ("rmsd", "rg"), description="of every frame: rmsd, rg, ree, q, torsions (phi, psi, chi1); energy and temperature always"
     )
     platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
     engine: Literal["openmm", "gromacs"] = Field(
