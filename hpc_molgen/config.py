@@ -75,14 +75,28 @@ class ReferenceConfig(Model):
 class RepresentationConfig(Model):
     """Coordinates that the surrogate sees."""
 
-    name: str = Field("internal", description="'torsion' or 'internal'; 'cvs' for time series")
+    name: str = Field("internal", description="'torsion' or 'internal'; 'cvs' or 'latent' for time series")
     torsions: tuple[str, ...] | Literal["all"] = Field(
         ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
     )
     cvs: tuple[str, ...] = Field(
         ("phi", "psi"),
-        description="for 'cvs': torsions, rmsd, rg, ree, q, x, y, z; imported time series have names of their own",
+        description="for 'cvs' and 'latent': torsions, rmsd, rg, ree, q, x, y, z; imported time series have names of their own",
     )
+    latent: int = Field(
+        2,
+        ge=1,
+        description="for 'latent': coordinates z1, z2, ... that a time-lagged autoencoder learns, beside 'cvs' (may be [])",
+    )
+    latent_lag_frames: int = Field(5, ge=1, description="frames ahead that the autoencoder predicts")
+    latent_components: int = Field(50, ge=1, description="largest principal components of the distances that it sees, whitened")
+    latent_hidden: int = Field(64, ge=4, description="width of its two networks")
+    latent_steps: int = Field(2000, ge=1, description="of its training")
+
+    @property
+    def is_series(self) -> bool:
+        """Whether its features are read by name from time series, and determine no structure."""
+        return self.name in ("cvs", "latent")
 
 
 class DiffusionConfig(Model):

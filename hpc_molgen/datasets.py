@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json, write_json
 from hpc_molgen.reweighting import normalised_weights
+from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.observables import make_observables
 from hpc_molgen.trajectories import TrajectorySet, observe, read_trajectories
 
 if TYPE_CHECKING:
     from hpc_molgen.representations.base import Representation
+    from hpc_molgen.representations.latent import LatentVariables
     from hpc_molgen.run import Run
 
 
@@ -40,11 +43,11 @@ def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
     return Ensemble.concatenate(parts[False]), Ensemble.concatenate(parts[True])
 
 
-def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
+def load_series(run: Run, latent: LatentVariables | None = None) -> tuple[TrajectorySet, TrajectorySet]:
     """Return the collective variables of training and of held-out trajectories, split by trajectory.
 
-    Read where they came as time series, measured on the walkers' frames otherwise (`representation.cvs`). Series that share
-    frames are on one side.
+    Read where they came as time series, measured on the walkers' frames otherwise (`representation.cvs`; latent coordinates by
+    `latent`, or by what `featurize` saved). Series that share frames are on one side.
 
     Raises
     ------
@@ -53,12 +56,14 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     """
     fraction, path = run.config.reference.held_out_fraction, run.path("reference", "series.h5")
     if path.is_file():
+        _refuse_latent(run)
         found = read_trajectories(path)
         order = {group: number for number, group in enumerate(dict.fromkeys(found.groups))}
         aside = np.array([is_held_out(order[group], fraction) for group in found.groups])
         _check_parts(run, int((~aside).sum()), int(aside.sum()))
         return found[np.flatnonzero(~aside).tolist()], found[np.flatnonzero(aside).tolist()]
-    measured = make_observables(run.config.representation.cvs, run.system, run.system.positions_nm)
+    if run.config.representation.name == "latent" and latent is None:
+        latent = _saved_latent(run)
     walkers = _walkers(run)
     aside = np.array([is_held_out(number, fraction) for number, _ in walkers])
     _check_parts(run, int((~aside).sum()), int(aside.sum()))
@@ -67,7 +72,13 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     for side in (False, True):
         paths = [path for (_, path), held in zip(walkers, aside, strict=True) if held == side]
         positions = (read_ensemble(path, run.system).positions_nm for path in paths)
-        sides.append(observe(positions, measured, dt_ps, [path.stem for path in paths]))
+        labels = [path.stem for path in paths]
+        if latent is None:
+            measured = make_observables(run.config.representation.cvs, run.system, run.system.positions_nm)
+            sides.append(observe(positions, measured, dt_ps, labels))
+        else:
+            values = tuple(latent.measure(x) for x in positions)
+            sides.append(TrajectorySet(values, latent.names, latent.units, dt_ps, tuple(labels)))
     return sides[0], sides[1]
 
 
@@ -103,13 +114,14 @@ def fit_representation(run: Run) -> Representation:
 
     config = run.config.representation
     kind = representation_class(config.name)
-    if config.name != "cvs":
+    if not config.is_series:
         train, _ = load_split(run)
         return kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train))
     from hpc_molgen.representations.cvs import CollectiveVariables
 
-    sides = load_series(run)
-    variables = CollectiveVariables.of_series(run.system, sides[0])
+    latent = _learn_latent(run) if config.name == "latent" else None
+    sides = load_series(run, latent)
+    variables = CollectiveVariables.of_series(run.system, sides[0]) if latent is None else latent.standardised(sides[0])
     for name, side in zip(("train", "held_out"), sides, strict=True):
         shape = sum(side.n_frames), variables.n_channels
         written = np.lib.format.open_memmap(run.path("featurize", f"{name}.npy"), "w+", np.float32, shape)
@@ -120,6 +132,42 @@ def fit_representation(run: Run) -> Representation:
         written.flush()
         write_json(run.path("featurize", f"{name}.json"), {"n_frames": list(side.n_frames), "labels": list(side.labels)})
     return variables
+
+
+def _learn_latent(run: Run) -> LatentVariables:
+    """Learn latent coordinates from the training walkers alone, one in memory at a time; write featurize/latent.json."""
+    from hpc_molgen.representations.latent import LatentVariables
+
+    if run.path("reference", "series.h5").is_file():
+        _refuse_latent(run)
+    fraction = run.config.reference.held_out_fraction
+    paths = [path for number, path in _walkers(run) if not is_held_out(number, fraction)]
+
+    def walkers() -> Iterator[np.ndarray]:
+        return (read_ensemble(path, run.system).positions_nm for path in paths)
+
+    learned = LatentVariables.learn(run.system, run.config.representation, walkers, derive_seed(run.config.seed, "latent"))
+    write_json(run.path("featurize", "latent.json"), learned.about | {"walkers": [path.stem for path in paths]})
+    return learned
+
+
+def _saved_latent(run: Run) -> LatentVariables:
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.representations.latent import LatentVariables
+
+    path = run.path("featurize", "representation.safetensors")
+    found = load_representation(path, run.system)
+    if not isinstance(found, LatentVariables):
+        raise InputError(f"{path}: holds the representation '{found.name}', not 'latent'; run the stage 'featurize' again")
+    return found
+
+
+def _refuse_latent(run: Run) -> None:
+    if run.config.representation.name == "latent":
+        raise InputError(
+            "representation.name 'latent' learns from structures, and imported time series have none: use 'cvs', or give "
+            "reference.trajectories with structures (.xtc, .dcd, .h5)"
+        )
 
 
 def load_channels(run: Run, side: str) -> tuple[np.ndarray, list[int]]:

@@ -103,7 +103,9 @@ def _draw_series(shard: Shard, surrogate: Surrogate, variables: Representation, 
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     if not isinstance(variables, CollectiveVariables):
-        raise InputError("sampling trajectories needs representation.name cvs: other features have no name to be read by")
+        raise InputError(
+            "sampling trajectories needs representation.name cvs or latent: other features have no name to be read by"
+        )
     seed = derive_seed(shard.seed, "sample", shard.index)
     channels, _ = surrogate.sample(shard.n, seed, n_frames=shard.config.n_frames)
     features = variables.features(channels.cpu().numpy())

@@ -209,4 +209,5 @@ def self_avoiding_chain(n: int) -> np.ndarray:
                 break
         else:  # a dead end: go back and try another way
             del chain[max(1, len(chain) - 10) :]
-    return np.array(chain) - np.mean(chain, axis=0)
+    positions = np.array(chain)
+    return np.asarray(positions - positions.mean(axis=0))

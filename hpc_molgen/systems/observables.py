@@ -94,7 +94,7 @@ def _radius_of_gyration(system: MolecularSystem) -> Observable:
 
 def _is_beads(system: MolecularSystem) -> bool:
     """Whether every residue is one particle."""
-    return system.topology.n_residues == system.topology.n_atoms > 1
+    return bool(system.topology.n_residues == system.topology.n_atoms > 1)
 
 
 def _end_to_end(system: MolecularSystem) -> Observable:

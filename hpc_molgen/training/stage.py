@@ -86,7 +86,7 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
             "a surrogate of trajectories learns the kinetics of plain MD: set reference.bias_torsion to null and "
             "reference.tempering_kelvin to []"
         )
-    if representation.name == "cvs":
+    if run.config.representation.is_series:
         return _windows_on_disk(run, "train", config), _windows_on_disk(run, "held_out", config)
     train, held_out = datasets.load_split(run)
     return windows(train, representation, config.n_frames), windows(held_out, representation, config.n_frames)
