@@ -131,7 +131,7 @@ def learn_encoder(
     Raises
     ------
     InputError
-        When no walker is longer than the lag.
+        When no walker is longer than the lag, or there are fewer principal components than latent coordinates.
     """
     lag = config.latent_lag_frames
     with _one_thread(), torch.random.fork_rng(devices=[]):
@@ -140,6 +140,8 @@ def learn_encoder(
         white = [((part - mean) @ whiten).astype(np.float32) for part in walkers()]
         if max(map(len, white)) <= lag + 1:
             raise InputError(f"representation.latent_lag_frames {lag}: the longest training walker has {max(map(len, white))}")
+        if whiten.shape[1] < config.latent:
+            raise InputError(f"representation.latent {config.latent}: frames vary in {whiten.shape[1]} directions only")
         encoder, curve = _train(white, config, seed)
         with torch.no_grad():
             raw = [encoder(torch.from_numpy(part).double()).numpy() for part in white]
@@ -152,9 +154,8 @@ def learn_encoder(
     best = min(curve, key=lambda check: check["set_apart"])
     about = {
         "lag_frames": lag, "n_inputs": len(mean), "n_components": whiten.shape[1], "n_frames": sum(map(len, white)),
-        "autocorrelations": _lagged(latents, lag).tolist(), "best_step": best["step"],
-        "loss_set_apart": best["set_apart"], "loss_linear": curve[0]["set_apart"],
-        "curve": curve,
+        "autocorrelations": _lagged(latents, lag).tolist(), "best_step": best["step"], "loss_set_apart": best["set_apart"],
+        "loss_linear": curve[0]["set_apart"], "curve": curve,
     }  # fmt: skip
     return Encoder(found, config.latent_hidden), about
 

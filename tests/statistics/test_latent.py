@@ -138,6 +138,8 @@ def test_the_best_weights_are_those_of_walkers_set_apart(learned: tuple[Encoder,
     assert np.isfinite(single(features[1])).all()
     with pytest.raises(InputError, match="longest training walker has 120"):
         learn_encoder(lambda: features, CONFIG.model_copy(update={"latent_lag_frames": 120}), 3)
+    with pytest.raises(InputError, match="vary in 1 directions only"):
+        learn_encoder(lambda: features, CONFIG.model_copy(update={"latent_components": 1}), 3)
 
 
 def test_it_survives_its_file(tmp_path: Path) -> None:
