@@ -37,6 +37,9 @@ class SystemConfig(Model):
     force_field: tuple[str, ...] = Field(
         ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"), description="OpenMM force field files, for 'pdb'"
     )
+    sequence: str | None = Field(None, description="one letter for each residue, for 'calvados'")
+    ionic_strength_molar: float = Field(0.2, ge=0, description="salt, for 'alpha-synuclein' and 'calvados'")
+    ph: float = Field(7.4, ge=0, le=14, description="decides the charge of histidine, for 'alpha-synuclein' and 'calvados'")
 
 
 class LabelConfig(Model):
@@ -82,13 +85,28 @@ class ReferenceConfig(Model):
 class RepresentationConfig(Model):
     """Coordinates that the surrogate sees."""
 
-    name: str = Field("internal", description="'torsion' or 'internal'; 'cvs' for time series")
+    name: str = Field("internal", description="'torsion' or 'internal'; 'cvs' or 'latent' for time series")
     torsions: tuple[str, ...] | Literal["all"] = Field(
         ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
     )
     cvs: tuple[str, ...] = Field(
-        ("phi", "psi"), description="for 'cvs': torsions, rmsd, rg, q, x, y, z; of imported time series the names are theirs"
+        ("phi", "psi"),
+        description="for 'cvs' and 'latent': torsions, rmsd, rg, ree, q, x, y, z; imported time series have names of their own",
     )
+    latent: int = Field(
+        2,
+        ge=1,
+        description="for 'latent': coordinates z1, z2, ... that a time-lagged autoencoder learns, beside 'cvs' (may be [])",
+    )
+    latent_lag_frames: int = Field(5, ge=1, description="frames ahead that the autoencoder predicts")
+    latent_components: int = Field(50, ge=1, description="largest principal components of the distances that it sees, whitened")
+    latent_hidden: int = Field(64, ge=4, description="width of its two networks")
+    latent_steps: int = Field(2000, ge=1, description="of its training")
+
+    @property
+    def is_series(self) -> bool:
+        """Whether its features are read by name from time series, and determine no structure."""
+        return self.name in ("cvs", "latent")
 
 
 class DiffusionConfig(Model):
@@ -229,7 +247,7 @@ class FarmConfig(Model):
     temperature_kelvin: float | None = Field(None, gt=0, description="None: the system's")
     pressure_bar: float | None = Field(None, gt=0, description="NPT at this pressure; explicit solvent only")
     observables: tuple[str, ...] = Field(
-        ("rmsd", "rg"), description="of every frame: rmsd, rg, q, torsions (phi, psi, chi1); energy and temperature always"
+        ("rmsd", "rg"), description="of every frame: rmsd, rg, ree, q, torsions (phi, psi, chi1); energy and temperature always"
     )
     platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
     engine: Literal["openmm", "gromacs"] = Field(
@@ -340,8 +358,10 @@ class RunConfig(Model):
         reference, segment = self.reference, self.sample.segment_frames
         if reference.labels:
             seen = {label.temperature_kelvin for label in reference.labels if not label.unseen}
-            if not self.makes_trajectories or self.representation.name != "cvs" or reference.trajectories:
-                raise ValueError("reference.labels are for simulated walkers, surrogate.name gan and representation.name cvs")
+            if not self.makes_trajectories or not self.representation.is_series or reference.trajectories:
+                raise ValueError(
+                    "reference.labels are for simulated walkers, surrogate.name gan, and representation.name cvs or latent"
+                )
             if reference.bias_torsion or reference.tempering_kelvin:
                 raise ValueError("reference.labels exclude reference.bias_torsion and reference.tempering_kelvin")
             if len({label.temperature_kelvin for label in reference.labels}) < len(reference.labels) or len(seen) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,13 @@ from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json, write_json
 from hpc_molgen.reweighting import normalised_weights
+from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.observables import make_observables
 from hpc_molgen.trajectories import TrajectorySet, observe, read_trajectories
 
 if TYPE_CHECKING:
     from hpc_molgen.representations.base import Representation
+    from hpc_molgen.representations.latent import LatentVariables
     from hpc_molgen.run import Run
 
 
@@ -35,18 +38,19 @@ def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
     InputError
         When the reference stage has written nothing, or one of the two parts is empty.
     """
-    parts: dict[bool, list[Ensemble]] = {False: [], True: []}
-    for number, path in _walkers(run):
-        parts[is_held_out(number, run.config.reference.held_out_fraction)].append(read_ensemble(path, run.system))
-    _check_parts(run, *map(len, parts.values()))
-    return Ensemble.concatenate(parts[False]), Ensemble.concatenate(parts[True])
+    sides = _sides(run)
+    train, held_out = (
+        Ensemble.concatenate([read_ensemble(path, run.system) for _, path in sides[side]]) for side in (False, True)
+    )
+    return train, held_out
 
 
-def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
+def load_series(run: Run, latent: LatentVariables | None = None) -> tuple[TrajectorySet, TrajectorySet]:
     """Return the collective variables of training and of held-out trajectories, split by trajectory.
 
-    Read where they came as time series, measured on the walkers' frames otherwise (`representation.cvs`). Series that share
-    frames are on one side; of each label the same share is held out, and of an unseen one all.
+    Read where they came as time series, measured on the walkers' frames otherwise (`representation.cvs`; latent coordinates by
+    `latent`, or by what `featurize` saved). Series that share frames are on one side; of each label the same share is held out,
+    and of an unseen one all.
 
     Raises
     ------
@@ -55,6 +59,7 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
     """
     fraction, path = run.config.reference.held_out_fraction, run.path("reference", "series.h5")
     if path.is_file():
+        _refuse_latent(run)
         found = read_trajectories(path)
         first = dict(reversed(list(zip(found.groups, found.conditions, strict=True))))
         groups = list(dict.fromkeys(found.groups))
@@ -62,23 +67,36 @@ def load_series(run: Run) -> tuple[TrajectorySet, TrajectorySet]:
         aside = np.array([is_held_out(order[group], fraction) for group in found.groups])
         _check_parts(run, int((~aside).sum()), int(aside.sum()))
         return found[np.flatnonzero(~aside).tolist()], found[np.flatnonzero(aside).tolist()]
+    if run.config.representation.name == "latent" and latent is None:
+        latent = _saved_latent(run)
+    sides = _sides(run)
+    labels, dt_ps = run.config.reference.labels, run.config.reference.save_every_ps
     measured = make_observables(run.config.representation.cvs, run.system, run.system.positions_nm)
-    walkers, labels = _walkers(run), run.config.reference.labels
-    n_labels = max(1, len(labels))
-    aside = np.array([is_held_out(number // n_labels, fraction) for number, _ in walkers])
-    aside |= np.array([bool(labels) and labels[number % n_labels].unseen for number, _ in walkers])
-    _check_parts(run, int((~aside).sum()), int(aside.sum()))
-    dt_ps = run.config.reference.save_every_ps
-    sides = []
+    series = []
     for side in (False, True):
-        chosen = [(number, path) for (number, path), held in zip(walkers, aside, strict=True) if held == side]
-        positions = (read_ensemble(path, run.system).positions_nm for _, path in chosen)
-        found = observe(positions, measured, dt_ps, [path.stem for _, path in chosen])
+        positions = (read_ensemble(path, run.system).positions_nm for _, path in sides[side])
+        stems = [path.stem for _, path in sides[side]]
+        if latent is None:
+            found = observe(positions, measured, dt_ps, stems)
+        else:
+            found = TrajectorySet(tuple(map(latent.measure, positions)), latent.names, latent.units, dt_ps, tuple(stems))
         if labels:
-            rows = tuple((labels[number % n_labels].temperature_kelvin,) for number, _ in chosen)
+            rows = tuple((labels[number % len(labels)].temperature_kelvin,) for number, _ in sides[side])
             found = dataclasses.replace(found, condition_names=("temperature_kelvin",), conditions=rows)
-        sides.append(found)
-    return sides[0], sides[1]
+        series.append(found)
+    return series[0], series[1]
+
+
+def _sides(run: Run) -> dict[bool, list[tuple[int, Path]]]:
+    """Numbers and files of the walkers to train on (False) and of those held out (True)."""
+    config = run.config.reference
+    n_labels = max(1, len(config.labels))
+    sides: dict[bool, list[tuple[int, Path]]] = {False: [], True: []}
+    for number, path in _walkers(run):
+        unseen = bool(config.labels) and config.labels[number % n_labels].unseen
+        sides[unseen or is_held_out(number // n_labels, config.held_out_fraction)].append((number, path))
+    _check_parts(run, *map(len, sides.values()))
+    return sides
 
 
 def _walkers(run: Run) -> list[tuple[int, Path]]:
@@ -113,13 +131,14 @@ def fit_representation(run: Run) -> Representation:
 
     config = run.config.representation
     kind = representation_class(config.name)
-    if config.name != "cvs":
+    if not config.is_series:
         train, _ = load_split(run)
         return kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train))
     from hpc_molgen.representations.cvs import CollectiveVariables
 
-    sides = load_series(run)
-    variables = CollectiveVariables.of_series(run.system, *sides)
+    latent = _learn_latent(run) if config.name == "latent" else None
+    sides = load_series(run, latent)
+    variables = CollectiveVariables.of_series(run.system, *sides) if latent is None else latent.standardised(*sides)
     for name, side in zip(("train", "held_out"), sides, strict=True):
         shape = sum(side.n_frames), variables.n_channels
         written = np.lib.format.open_memmap(run.path("featurize", f"{name}.npy"), "w+", np.float32, shape)
@@ -131,6 +150,41 @@ def fit_representation(run: Run) -> Representation:
         described = {"n_frames": list(side.n_frames), "labels": list(side.labels), "conditions": list(side.conditions)}
         write_json(run.path("featurize", f"{name}.json"), described)
     return variables
+
+
+def _learn_latent(run: Run) -> LatentVariables:
+    """Learn latent coordinates from the training walkers alone, one in memory at a time; write featurize/latent.json."""
+    from hpc_molgen.representations.latent import LatentVariables
+
+    if run.path("reference", "series.h5").is_file():
+        _refuse_latent(run)
+    paths = [path for _, path in _sides(run)[False]]
+
+    def walkers() -> Iterator[np.ndarray]:
+        return (read_ensemble(path, run.system).positions_nm for path in paths)
+
+    learned = LatentVariables.learn(run.system, run.config.representation, walkers, derive_seed(run.config.seed, "latent"))
+    write_json(run.path("featurize", "latent.json"), learned.about | {"walkers": [path.stem for path in paths]})
+    return learned
+
+
+def _saved_latent(run: Run) -> LatentVariables:
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.representations.latent import LatentVariables
+
+    path = run.path("featurize", "representation.safetensors")
+    found = load_representation(path, run.system)
+    if not isinstance(found, LatentVariables):
+        raise InputError(f"{path}: holds the representation '{found.name}', not 'latent'; run the stage 'featurize' again")
+    return found
+
+
+def _refuse_latent(run: Run) -> None:
+    if run.config.representation.name == "latent":
+        raise InputError(
+            "representation.name 'latent' learns from structures, and imported time series have none: use 'cvs', or give "
+            "reference.trajectories with structures (.xtc, .dcd, .h5)"
+        )
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def check_stages(config: RunConfig, stages: Sequence[str]) -> tuple[str, ...]:
     """
     if not config.makes_trajectories:
         return tuple(stages)
-    if config.representation.name != "cvs" and any(stage not in ("reference", "featurize", "train") for stage in stages):
+    if not config.representation.is_series and any(stage not in ("reference", "featurize", "train") for stage in stages):
         raise InputError(
-            "surrogate.name 'gan' samples collective variables by name: set representation.name to cvs and representation.cvs, "
-            "or run it with --to train"
+            "surrogate.name 'gan' samples collective variables by name: set representation.name to cvs or latent and "
+            "representation.cvs, or run it with --to train"
         )
     if config.system.name not in WITHOUT_STRUCTURES:
         return tuple(stages)
@@ -83,7 +83,11 @@ def _coordinates(config: RunConfig, system: MolecularSystem) -> None:
     from hpc_molgen.representations.zmatrix import ZMatrix
     from hpc_molgen.systems.observables import make_observables
 
-    if config.representation.name != "cvs":
+    if config.representation.name == "latent":
+        from hpc_molgen.representations.latent import distance_pairs
+
+        distance_pairs(system)
+    if not config.representation.is_series:
         ZMatrix(system.topology)
     elif system.n_atoms:
         make_observables(config.representation.cvs, system, system.positions_nm)

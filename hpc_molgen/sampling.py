@@ -105,7 +105,9 @@ def _draw_series(shard: Shard, surrogate: Surrogate, variables: Representation, 
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     if not isinstance(variables, CollectiveVariables):
-        raise InputError("sampling trajectories needs representation.name cvs: other features have no name to be read by")
+        raise InputError(
+            "sampling trajectories needs representation.name cvs or latent: other features have no name to be read by"
+        )
     numbers, labels = np.arange(shard.start, shard.start + shard.n), variables.labels
     seed, config = derive_seed(shard.seed, "sample", shard.index), shard.config
     channels = sample_channels(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REPRESENTATIONS = {
     "torsion": "hpc_molgen.representations.torsion:TorsionRepresentation",
     "cvs": "hpc_molgen.representations.cvs:CollectiveVariables",
+    "latent": "hpc_molgen.representations.latent:LatentVariables",
     "internal": "hpc_molgen.representations.internal:InternalRepresentation",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import mdtraj
 import numpy as np
@@ -28,7 +29,8 @@ def make_observables(
     Parameters
     ----------
     names : tuple of str
-        "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "q" (share of the native
+        "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "ree" (distance
+        between the first and the last C-alpha), "q" (share of the native
         contacts of the system's own structure), "x", "y", "z" (of the first particle), or a torsion ("phi", "chi1", ...; with
         an index if several).
     start_nm : np.ndarray, shape=(n_atoms, 3)
@@ -44,6 +46,8 @@ def make_observables(
             found[name] = (_rmsd(system, start_nm), "nanometers")
         elif name == "rg":
             found[name] = (_radius_of_gyration(system), "nanometers")
+        elif name == "ree":
+            found[name] = (_end_to_end(system), "nanometers")
         elif name == "q":
             found[name] = (_native_contacts(system), "dimensionless")
         elif name in AXES:
@@ -75,6 +79,9 @@ def _rmsd(system: MolecularSystem, start_nm: np.ndarray) -> Observable:
 
 def _radius_of_gyration(system: MolecularSystem) -> Observable:
     masses = np.array([1.0 if atom.element is None else atom.element.mass for atom in system.topology.atoms])
+    if _is_beads(system):  # whose masses are those of whole residues
+        particles = ElementTree.fromstring(system.system_xml).find("Particles")
+        masses = masses if particles is None else np.array([float(particle.get("mass", "1")) for particle in particles])
     shares = masses / masses.sum()
 
     def radius(positions_nm: np.ndarray) -> np.ndarray:
@@ -85,12 +92,29 @@ def _radius_of_gyration(system: MolecularSystem) -> Observable:
     return radius
 
 
+def _is_beads(system: MolecularSystem) -> bool:
+    """Whether every residue is one particle."""
+    return bool(system.topology.n_residues == system.topology.n_atoms > 1)
+
+
+def _end_to_end(system: MolecularSystem) -> Observable:
+    alpha = [atom.index for atom in system.topology.atoms if atom.name == "CA"]
+    if len(alpha) < 2:
+        raise InputError(f"observables: {system.name} has {len(alpha)} C-alpha atoms, and 'ree' is the distance of two")
+    ends = alpha[:: len(alpha) - 1]
+
+    def distance(positions_nm: np.ndarray) -> np.ndarray:
+        first, last = np.asarray(positions_nm, dtype=np.float64)[:, ends].transpose(1, 0, 2)
+        return np.asarray(np.linalg.norm(last - first, axis=1))
+
+    return distance
+
+
 def _native_contacts(system: MolecularSystem) -> Observable:
     """Share of native contacts (Best, Hummer, Eaton 2013, PNAS 110, 17874, equation 1)."""
     residue = np.array([atom.residue.index for atom in system.topology.atoms])
     native = system.positions_nm
-    beads = len(set(residue)) == len(residue) > 1
-    cutoff, slack = (BEAD_CONTACT_NM, BEAD_SLACK) if beads else (CONTACT_NM, CONTACT_SLACK)
+    cutoff, slack = (BEAD_CONTACT_NM, BEAD_SLACK) if _is_beads(system) else (CONTACT_NM, CONTACT_SLACK)
     close = [
         (i, j)
         for i, j in itertools.combinations(_heavy(system), 2)
@@ -118,5 +142,6 @@ def _torsion(system: MolecularSystem, name: str) -> Observable:
     try:
         quad = torsion_by_name(system.topology, name)
     except InputError as error:
-        raise InputError(f"observables: {error}; other names are: rmsd, rg, q, and x, y, z of a single particle") from error
+        known = "rmsd, rg, q, ree, and x, y, z of a single particle"
+        raise InputError(f"observables: {error}; other names are: {known}") from error
     return lambda positions_nm: torsion_angles(positions_nm, quad)

@@ -17,6 +17,8 @@ SYSTEMS = {
     "alanine-dipeptide-vacuum": "hpc_molgen.systems.alanine_dipeptide:vacuum",
     "alanine-dipeptide-water": "hpc_molgen.systems.alanine_dipeptide:water",
     "trp-cage": "hpc_molgen.systems.trp_cage:trp_cage",
+    "alpha-synuclein": "hpc_molgen.systems.calvados:alpha_synuclein",
+    "calvados": "hpc_molgen.systems.calvados:calvados",
     "triple-well": "hpc_molgen.systems.triple_well:triple_well",
     "series": "hpc_molgen.systems.series:series",
     "pdb": "hpc_molgen.systems.from_files:from_pdb",
