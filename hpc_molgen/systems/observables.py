@@ -10,6 +10,7 @@ import numpy as np
 
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.pocket import COORDINATES, pocket_coordinate
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 
 Observable = Callable[[np.ndarray], np.ndarray]
@@ -29,8 +30,9 @@ def make_observables(
     ----------
     names : tuple of str
         "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "q" (share of the native
-        contacts of the system's own structure), "x", "y", "z" (of the first particle), or a torsion ("phi", "chi1", ...; with
-        an index if several).
+        contacts of the system's own structure), "x", "y", "z" (of the first particle), a coordinate of a ligand in its pocket
+        ("ligand_distance", "pocket_contacts", ...: see `pocket_coordinate`), or a torsion ("phi", "chi1", ...; with an index if
+        several).
     start_nm : np.ndarray, shape=(n_atoms, 3)
 
     Raises
@@ -48,6 +50,8 @@ def make_observables(
             found[name] = (_native_contacts(system), "dimensionless")
         elif name in AXES:
             found[name] = (_coordinate(AXES.index(name)), "nanometers")
+        elif name in COORDINATES:
+            found[name] = pocket_coordinate(system, name)
         else:
             found[name] = (_torsion(system, name), "radians")
     return found
@@ -118,5 +122,6 @@ def _torsion(system: MolecularSystem, name: str) -> Observable:
     try:
         quad = torsion_by_name(system.topology, name)
     except InputError as error:
-        raise InputError(f"observables: {error}; other names are: rmsd, rg, q, and x, y, z of a single particle") from error
+        others = f"rmsd, rg, q, x, y, z of a single particle, and of a ligand: {', '.join(COORDINATES)}"
+        raise InputError(f"observables: {error}; other names are: {others}") from error
     return lambda positions_nm: torsion_angles(positions_nm, quad)

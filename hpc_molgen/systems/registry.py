@@ -17,6 +17,8 @@ SYSTEMS = {
     "alanine-dipeptide-vacuum": "hpc_molgen.systems.alanine_dipeptide:vacuum",
     "alanine-dipeptide-water": "hpc_molgen.systems.alanine_dipeptide:water",
     "trp-cage": "hpc_molgen.systems.trp_cage:trp_cage",
+    "p450": "hpc_molgen.systems.protein_ligand:p450",
+    "t4l-xylene": "hpc_molgen.systems.protein_ligand:t4l_xylene",
     "triple-well": "hpc_molgen.systems.triple_well:triple_well",
     "series": "hpc_molgen.systems.series:series",
     "pdb": "hpc_molgen.systems.from_files:from_pdb",
