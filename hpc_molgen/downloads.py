@@ -50,7 +50,7 @@ def fetch(address: str, sha256: str | None = None, key: str = "") -> Path:
     expected = sha256.lower() if sha256 else first
     if expected and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
         return path
-    data = _download(address, key, path)
+    data = _download(address, key)
     found = hashlib.sha256(data).hexdigest()
     if expected and found != expected:
         source = f"{key}_sha256 is" if sha256 else f"the first download, by {noted}, had"
@@ -64,15 +64,14 @@ def fetch(address: str, sha256: str | None = None, key: str = "") -> Path:
     return path
 
 
-def _download(address: str, key: str, path: Path) -> bytes:
+def _download(address: str, key: str) -> bytes:
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as response:  # noqa: S310 - the caller checked the scheme
+        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as response:
             data: bytes = response.read(LARGEST_BYTES + 1)
             length = response.headers.get("Content-Length")
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(
-            f"{key}: {address} cannot be fetched ({error}); without a network, give the path of the file, "
-            f"or put it there from elsewhere as {path}"
+            f"{key}: {address} cannot be fetched ({error}); without a network, bring the file and give its path"
         ) from error
     if len(data) > LARGEST_BYTES:
         raise InputError(f"{key}: {address} is larger than {LARGEST_BYTES} bytes, and is no structure")

@@ -135,6 +135,10 @@ def _formed(pocket: Pocket, x: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 - 0.5 * np.tanh(excess / (2 * FORMED_WIDTH_NM)))
 
 
+def _inner(pocket: Pocket, x: np.ndarray) -> np.ndarray:
+    return _formed(pocket, x)[:, : (len(pocket.contacts) + 1) // 2]
+
+
 def _place(axis: int) -> Callable[[Pocket, np.ndarray], np.ndarray]:
     return lambda pocket, x: pocket.local(_centre(pocket, x))[:, axis]
 
@@ -156,7 +160,7 @@ COORDINATES: dict[str, tuple[Callable[[Pocket, np.ndarray], np.ndarray], str]] =
     "ligand_distance": (_distance, "nanometers"),
     "ligand_displacement": (_displacement, "nanometers"),
     "pocket_contacts": (lambda pocket, x: _formed(pocket, x).mean(axis=1), "dimensionless"),
-    "pocket_contacts_inner": (lambda pocket, x: _formed(pocket, x)[:, : len(pocket.contacts) // 2].mean(axis=1), "dimensionless"),
+    "pocket_contacts_inner": (lambda pocket, x: _inner(pocket, x).mean(axis=1), "dimensionless"),
     "ligand_outward": (_place(2), "nanometers"),
     "ligand_across_1": (_place(0), "nanometers"),
     "ligand_across_2": (_place(1), "nanometers"),

@@ -1,18 +1,9 @@
 """Proteins with a ligand in a buried pocket, as structure-based models in which it binds and unbinds many times in a minute.
 
-One bead for a residue (`structure_based`), five for a haem, one for about four heavy atoms of the ligand. With all repulsion
-left in, a ligand leaves such a pocket and does not find back within minutes of CPU time (facts/md.md, section 5), so this is an
-open-pocket model, and its rates are its own: they say nothing of the enzyme's. What was made to suit:
-
-* Residues with a C-alpha atom within 1.0 nm of a bead of the ligand move; the rest and the haem are held where they are.
-* The ligand is drawn by its native contacts alone (beads within 0.9 nm), each a Gaussian 0.15 nm wide of equal depth about its
-  native length; their sum is `P450_WELL_KJ_MOL` or `T4L_WELL_KJ_MOL`, chosen so that it is bound about half of the time at 300 K.
-* The lining has no repulsive core. Nor have residues within 0.8 nm of the way out, the direction from the pocket that passes
-  the fewest beads: the tunnel is open. All other beads repel by a soft core of 8 kJ/mol that does not jam.
-* Walls keep the mean of the ligand's beads in a tube of 0.8 nm about the way out, from 0.3 nm behind its native place to 1.5 nm
-  beyond the last bead in the tube: the cylinder of a funnel restraint (Limongelli, Bonomi and Parrinello 2013, PNAS 110, 6358),
-  which sets the volume of the unbound state and so the affinity.
-* Presets use steps of 20 fs and a friction of 0.2 / ps.
+One bead for a residue (`structure_based`), five for a haem, one for about four heavy atoms of the ligand. Residues with a
+C-alpha atom within 1.0 nm of a bead of the ligand move, the rest and the haem are held where they are. What acts on the ligand,
+and what of it was made to suit, is in `open_pocket`. The presets take steps of 25 fs with a friction of 0.2 / ps, low for
+water, so that the ligand meets the mouth often. Rates and affinities are those of this model and say nothing of the protein's.
 """
 
 from __future__ import annotations
@@ -32,7 +23,8 @@ from openmm import app, unit
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.from_files import read_pdb
-from hpc_molgen.systems.pocket import HAEM, IRON, LIGAND, Pocket, find_pocket
+from hpc_molgen.systems.open_pocket import balanced_well, ligand_forces
+from hpc_molgen.systems.pocket import HAEM, IRON, LIGAND, find_pocket
 from hpc_molgen.systems.structure_based import build_model, chain_topology, contacts_of
 
 if TYPE_CHECKING:
@@ -42,11 +34,6 @@ HEAVY_CONTACT_NM = 0.45  # within the protein, between heavy atoms
 MOBILE_NM = 1.0  # residues nearer than this to a bead of the ligand move
 REACH_NM = 1.0  # of the repulsion between residues, in the native structure
 ATOMS_PER_BEAD = 4
-LIGAND_BOND_KJ_MOL_NM2 = 5000.0
-P450_WELL_KJ_MOL, T4L_WELL_KJ_MOL, WELL_WIDTH_NM = 22.0, 22.0, 0.15
-SOFT_KJ_MOL, SOFT_NM = 8.0, 0.25  # height, and width of the Gaussian
-OPEN_NM = 0.8
-TUBE_NM, BEHIND_NM, OUTSIDE_NM, WALL_KJ_MOL_NM2 = 0.8, 0.3, 1.5, 500.0
 LARGEST_GAP_NM = 0.45  # between C-alpha atoms of neighbours
 WATER = ("HOH", "WAT", "DOD", "TIP", "SOL")
 
@@ -97,7 +84,7 @@ def p450(config: SystemConfig) -> MolecularSystem:
     """
     path, pdb = read_pdb(config)
     parts = read_complex(pdb, str(path), config.ligand, haem=True)
-    return build_complex(parts, "P450", P450_WELL_KJ_MOL, config.temperature_kelvin)
+    return build_complex(parts, "P450", config.temperature_kelvin)
 
 
 def t4l_xylene(config: SystemConfig) -> MolecularSystem:
@@ -114,7 +101,7 @@ def t4l_xylene(config: SystemConfig) -> MolecularSystem:
         path, pdb = read_pdb(config)
         source = str(path)
     parts = read_complex(pdb, source, config.ligand, haem=False)
-    return build_complex(parts, "T4 lysozyme L99A and p-xylene", T4L_WELL_KJ_MOL, config.temperature_kelvin)
+    return build_complex(parts, "T4 lysozyme L99A and p-xylene", config.temperature_kelvin)
 
 
 def _openmmtools_lysozyme() -> Structure:
@@ -213,8 +200,8 @@ def ligand_beads(parts: Complex) -> tuple[np.ndarray, np.ndarray]:
     return np.array([parts.ligand_nm[g].mean(axis=0) for g in groups]), np.array([parts.ligand_amu[g].sum() for g in groups])
 
 
-def build_complex(parts: Complex, name: str, well_kj_mol: float, temperature_kelvin: float) -> MolecularSystem:
-    """Return the model of a complex whose native contacts of the ligand are together `well_kj_mol` deep."""
+def build_complex(parts: Complex, name: str, temperature_kelvin: float) -> MolecularSystem:
+    """Return the model of a complex."""
     gaps = frozenset(np.flatnonzero(np.linalg.norm(np.diff(parts.alpha_nm, axis=0), axis=1) > LARGEST_GAP_NM).tolist())
     beads, masses = ligand_beads(parts)
     native = np.concatenate([parts.alpha_nm, np.array(list(parts.haem_nm.values())).reshape(-1, 3), beads])
@@ -227,6 +214,7 @@ def build_complex(parts: Complex, name: str, well_kj_mol: float, temperature_kel
     for mass in [0.0] * len(parts.haem_nm) + masses.tolist():
         system.addParticle(mass)
     pocket = find_pocket(topology, native)
+    well_kj_mol = balanced_well(pocket, native, temperature_kelvin)
     for force in ligand_forces(pocket, native, well_kj_mol):
         system.addForce(force)
     shown = f"chain {parts.chain}, {n} residues of which {n - len(held)} move, ligand {parts.ligand} as {len(beads)} beads"
@@ -236,7 +224,8 @@ def build_complex(parts: Complex, name: str, well_kj_mol: float, temperature_kel
         system_xml=openmm.XmlSerializer.serialize(system),
         positions_nm=native,
         temperature_kelvin=temperature_kelvin,
-        description=f"structure-based C-alpha model with an open pocket, {shown}, {len(pocket.contacts)} pocket contacts",
+        description=f"structure-based C-alpha model with an open pocket, {shown}, "
+        f"{len(pocket.contacts)} pocket contacts, together {well_kj_mol:.1f} kJ/mol",
     )
 
 
@@ -253,50 +242,3 @@ def _topology(parts: Complex, gaps: frozenset[int], n_ligand: int) -> mdtraj.Top
     for first, second in itertools.pairwise(atoms):
         topology.add_bond(first, second)
     return topology
-
-
-def mouth_nm(pocket: Pocket, native_nm: np.ndarray) -> float:
-    """Return how far along the way out the last bead of the receptor is that stands in the tube."""
-    place = pocket.local(native_nm[pocket.receptor])
-    inside = np.linalg.norm(place[:, :2], axis=1) < TUBE_NM
-    return float(max(place[inside, 2], default=0.0))
-
-
-def ligand_forces(pocket: Pocket, native_nm: np.ndarray, well_kj_mol: float) -> list[openmm.Force]:
-    """Return the forces on the ligand: its bonds, contacts (together `well_kj_mol` deep), soft repulsion, and the tube."""
-    bonds = openmm.HarmonicBondForce()
-    for number, i in enumerate(pocket.ligand):
-        for j in pocket.ligand[number + 1 :]:
-            bonds.addBond(int(i), int(j), float(np.linalg.norm(native_nm[i] - native_nm[j])), LIGAND_BOND_KJ_MOL_NM2)
-    wells = openmm.CustomBondForce(f"-depth * exp(-(r - length)^2 / {2 * WELL_WIDTH_NM**2!r})")
-    wells.addPerBondParameter("depth")
-    wells.addPerBondParameter("length")
-    for (i, j), length in zip(pocket.contacts.tolist(), pocket.lengths_nm.tolist(), strict=True):
-        wells.addBond(i, j, [well_kj_mol / len(pocket.contacts), length])
-    soft = openmm.CustomBondForce(f"{SOFT_KJ_MOL!r} * exp(-r^2 / {2 * SOFT_NM**2!r})")
-    size = float(np.linalg.norm(pocket.local(native_nm[pocket.ligand]), axis=1).max())
-    place = pocket.local(native_nm[pocket.receptor])
-    beside = np.linalg.norm(place[:, :2], axis=1)
-    gate = (beside < OPEN_NM) & (place[:, 2] > 0)
-    near = beside < TUBE_NM + size + 3 * SOFT_NM
-    for i in np.setdiff1d(pocket.receptor[near & ~gate], pocket.lining).tolist():
-        for j in pocket.ligand.tolist():
-            soft.addBond(i, j, [])
-    return [bonds, wells, soft, _tube(pocket, mouth_nm(pocket, native_nm))]
-
-
-def _tube(pocket: Pocket, mouth: float) -> openmm.Force:
-    """Walls for the mean of the ligand's beads."""
-    centre = pocket.centre_nm.tolist()
-    across_1, across_2, outward = (
-        " + ".join(f"({part!r}) * ({axis}1 - ({at!r}))" for part, axis, at in zip(row, "xyz", centre, strict=True))
-        for row in pocket.axes.tolist()
-    )
-    force = openmm.CustomCentroidBondForce(
-        1,
-        f"{WALL_KJ_MOL_NM2 / 2!r} * (max(0, beside - {TUBE_NM!r})^2 + max(0, outward - {mouth + OUTSIDE_NM!r})^2 + "
-        f"max(0, -{BEHIND_NM!r} - outward)^2); beside = sqrt(({across_1})^2 + ({across_2})^2 + 1e-12); outward = {outward}",
-    )
-    force.addGroup(pocket.ligand.tolist(), [1.0] * len(pocket.ligand))
-    force.addBond([0], [])
-    return force
