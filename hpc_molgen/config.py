@@ -87,7 +87,8 @@ class RepresentationConfig(Model):
         ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
     )
     cvs: tuple[str, ...] = Field(
-        ("phi", "psi"), description="for 'cvs': torsions, rmsd, rg, q, x, y, z; of imported time series the names are theirs"
+        ("phi", "psi"),
+        description="for 'cvs': torsions, rmsd, rg, q, x, y, z, ligand_distance, ...; of time series the names are theirs",
     )
 
 

@@ -195,6 +195,7 @@ def ligand_beads(parts: Complex) -> tuple[np.ndarray, np.ndarray]:
     """Return positions (n, 3) and masses (n,) of about one bead for `ATOMS_PER_BEAD` atoms, in a row along the longest axis."""
     centred = parts.ligand_nm - parts.ligand_nm.mean(axis=0)
     along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
+    along = -along if along[0] > 0 else along  # the axis has no sign of its own
     n_beads = max(1, round(len(along) / ATOMS_PER_BEAD))
     groups = np.array_split(np.argsort(along, kind="stable"), n_beads)
     return np.array([parts.ligand_nm[g].mean(axis=0) for g in groups]), np.array([parts.ligand_amu[g].sum() for g in groups])
