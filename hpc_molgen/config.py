@@ -32,7 +32,17 @@ class SystemConfig(Model):
 
     name: str = Field("alanine-dipeptide", description="a registered system, or 'pdb' or 'pdb-xml'")
     temperature_kelvin: float = Field(300.0, gt=0)
-    pdb: str | None = Field(None, description="the user's structure, for 'pdb' and 'pdb-xml'")
+    pdb: str | None = Field(
+        None, description="a structure: a path, or an http(s) address that is fetched once and kept in the cache folder"
+    )
+    pdb_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="of the file behind an address; None: that of the first download, written beside the kept file",
+    )
+    ligand: str | None = Field(
+        None, description="residue name, for 'p450' and 't4l-xylene'; None: the largest hetero group but water and haem"
+    )
     system_xml: str | None = Field(None, description="a serialised openmm.System, for 'pdb-xml'")
     force_field: tuple[str, ...] = Field(
         ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"), description="OpenMM force field files, for 'pdb'"
@@ -91,7 +101,7 @@ class RepresentationConfig(Model):
     )
     cvs: tuple[str, ...] = Field(
         ("phi", "psi"),
-        description="for 'cvs' and 'latent': torsions, rmsd, rg, ree, q, x, y, z; imported time series have names of their own",
+        description="for 'cvs' and 'latent': torsions, rmsd, rg, ree, q, x, y, z, ligand_distance, ...; those of time series",
     )
     latent: int = Field(
         2,

@@ -51,6 +51,12 @@ def appearing_whole(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def cache_folder(name: str) -> Path:
+    """Folder for what is kept from run to run: in HPC_MOLGEN_CACHE, or the user's cache folder."""
+    base = os.environ.get("HPC_MOLGEN_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "hpc_molgen" / name
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, by the letter of the standard (see `plain_values`)."""
     write_atomically(path, (json.dumps(plain_values(value), indent=2, allow_nan=False) + "\n").encode())

@@ -12,6 +12,7 @@ import numpy as np
 
 from hpc_molgen.compilers import has_compiler
 from hpc_molgen.dynamics.terms import Terms
+from hpc_molgen.files import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +22,8 @@ COMPILE_FROM = 200_000  # conformations: below, compiling (15 to 40 s when not c
 
 
 def compile_cache() -> Path:
-    """Folder in which compiled code is kept from run to run: HPC_MOLGEN_CACHE, or the user's cache folder."""
-    base = os.environ.get("HPC_MOLGEN_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "hpc_molgen" / "torchinductor"
+    """Folder in which compiled code is kept from run to run."""
+    return cache_folder("torchinductor")
 
 
 class TorchEnergies:

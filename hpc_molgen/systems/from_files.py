@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from hpc_molgen.downloads import fetch, is_address
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.forcefield import build_system
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
     from hpc_molgen.config import SystemConfig
 
 
-def _read_pdb(config: SystemConfig) -> tuple[Path, app.PDBFile]:
+def read_pdb(config: SystemConfig) -> tuple[Path, app.PDBFile]:
+    """Return the path and the contents of `config.pdb`, fetched where it is an address.
+
+    Raises
+    ------
+    InputError
+        When there is no such file, or none that can be read.
+    """
     if config.pdb is None:
-        raise InputError(f"system.pdb: system.name '{config.name}' needs the path of a PDB file here")
-    path = Path(config.pdb)
+        raise InputError(f"system.pdb: system.name '{config.name}' needs the path or the http(s) address of a PDB file here")
+    path = fetch(config.pdb, config.pdb_sha256, "system.pdb") if is_address(config.pdb) else Path(config.pdb)
     if not path.is_file():
         raise InputError(f"{path}: there is no such PDB file (system.pdb)")
     try:
@@ -39,7 +47,7 @@ def _positions_nm(pdb: app.PDBFile) -> np.ndarray:
 
 def from_pdb(config: SystemConfig) -> MolecularSystem:
     """Type the user's PDB with `config.force_field` (ff14SB with OBC2 by default)."""
-    path, pdb = _read_pdb(config)
+    path, pdb = read_pdb(config)
     if any(residue.name in ("HOH", "WAT") for residue in pdb.topology.residues()):
         box = pdb.topology.getPeriodicBoxVectors()
         if box is None:
@@ -59,7 +67,7 @@ def from_pdb(config: SystemConfig) -> MolecularSystem:
 
 def from_pdb_and_xml(config: SystemConfig) -> MolecularSystem:
     """Take atoms from the user's PDB and the energy function from a serialised `openmm.System`."""
-    path, pdb = _read_pdb(config)
+    path, pdb = read_pdb(config)
     if config.system_xml is None:
         raise InputError("system.system_xml: system.name 'pdb-xml' needs the path of a serialised openmm.System here")
     xml_path = Path(config.system_xml)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.pocket import COORDINATES, pocket_coordinate
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 
 Observable = Callable[[np.ndarray], np.ndarray]
@@ -29,10 +30,10 @@ def make_observables(
     Parameters
     ----------
     names : tuple of str
-        "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "ree" (distance
-        between the first and the last C-alpha), "q" (share of the native
-        contacts of the system's own structure), "x", "y", "z" (of the first particle), or a torsion ("phi", "chi1", ...; with
-        an index if several).
+        "rmsd" (of the heavy atoms to the start, superposed), "rg" (radius of gyration by mass), "ree" (distance between the
+        first and the last C-alpha), "q" (share of the native contacts of the system's own structure), "x", "y", "z" (of the
+        first particle), a coordinate of a ligand in its pocket ("ligand_distance", "pocket_contacts", ...: see
+        `pocket_coordinate`), or a torsion ("phi", "chi1", ...; with an index if several).
     start_nm : np.ndarray, shape=(n_atoms, 3)
 
     Raises
@@ -52,6 +53,8 @@ def make_observables(
             found[name] = (_native_contacts(system), "dimensionless")
         elif name in AXES:
             found[name] = (_coordinate(AXES.index(name)), "nanometers")
+        elif name in COORDINATES:
+            found[name] = pocket_coordinate(system, name)
         else:
             found[name] = (_torsion(system, name), "radians")
     return found
@@ -142,6 +145,6 @@ def _torsion(system: MolecularSystem, name: str) -> Observable:
     try:
         quad = torsion_by_name(system.topology, name)
     except InputError as error:
-        known = "rmsd, rg, q, ree, and x, y, z of a single particle"
-        raise InputError(f"observables: {error}; other names are: {known}") from error
+        others = f"rmsd, rg, ree, q, x, y, z of a single particle, and of a ligand: {', '.join(COORDINATES)}"
+        raise InputError(f"observables: {error}; other names are: {others}") from error
     return lambda positions_nm: torsion_angles(positions_nm, quad)

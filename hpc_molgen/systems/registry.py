@@ -19,6 +19,8 @@ SYSTEMS = {
     "trp-cage": "hpc_molgen.systems.trp_cage:trp_cage",
     "alpha-synuclein": "hpc_molgen.systems.calvados:alpha_synuclein",
     "calvados": "hpc_molgen.systems.calvados:calvados",
+    "p450": "hpc_molgen.systems.protein_ligand:p450",
+    "t4l-xylene": "hpc_molgen.systems.protein_ligand:t4l_xylene",
     "triple-well": "hpc_molgen.systems.triple_well:triple_well",
     "series": "hpc_molgen.systems.series:series",
     "pdb": "hpc_molgen.systems.from_files:from_pdb",

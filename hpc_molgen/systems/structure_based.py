@@ -29,32 +29,54 @@ def contacts_of(heavy_nm: dict[int, np.ndarray], cutoff_nm: float) -> list[tuple
     heavy_nm : dict
         Residue -> positions (n, 3) of its heavy atoms.
     """
+    residues = sorted(heavy_nm)
+    centres = np.array([heavy_nm[i].mean(axis=0) for i in residues])
+    radii = np.array([np.linalg.norm(heavy_nm[i] - c, axis=1).max() for i, c in zip(residues, centres, strict=True)])
+    within = np.linalg.norm(centres[:, None] - centres[None], axis=2) < cutoff_nm + radii[:, None] + radii[None]
     pairs = []
-    for i, j in itertools.combinations(sorted(heavy_nm), 2):
+    for first, second in zip(*np.nonzero(np.triu(within, 1)), strict=True):  # the others are too far apart for any two atoms
+        i, j = residues[first], residues[second]
         if j - i >= SEPARATION:
             apart = np.linalg.norm(heavy_nm[i][:, None] - heavy_nm[j][None], axis=2).min()
             pairs += [(i, j)] if apart < cutoff_nm else []
     return pairs
 
 
-def build_model(native_nm: np.ndarray, contacts: list[tuple[int, int]]) -> openmm.System:
+def build_model(
+    native_nm: np.ndarray,
+    contacts: list[tuple[int, int]],
+    *,
+    held: frozenset[int] = frozenset(),
+    gaps: frozenset[int] = frozenset(),
+    reach_nm: float = np.inf,
+) -> openmm.System:
     """Return the model of a chain of residues in a row.
 
     Parameters
     ----------
     native_nm : np.ndarray, shape=(n_residues, 3)
         Positions of the C-alpha atoms.
+    held : frozenset of int
+        Residues that stay where they are (mass 0); terms among them alone are left out.
+    gaps : frozenset of int
+        Residues that are not bonded to the next one.
+    reach_nm : float
+        Pairs further apart than this in the native structure do not repel each other.
     """
     n, epsilon = len(native_nm), EPSILON_KJ_MOL
     system = openmm.System()
-    for _ in range(n):
-        system.addParticle(MASS_AMU)
+    for i in range(n):
+        system.addParticle(0.0 if i in held else MASS_AMU)
+
+    def row(i: int, length: int) -> bool:
+        return gaps.isdisjoint(range(i, i + length - 1)) and not held.issuperset(range(i, i + length))
+
     bonds, angles, dihedrals = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce(), openmm.PeriodicTorsionForce()
-    for i in range(n - 1):
+    for i in (i for i in range(n - 1) if row(i, 2)):
         bonds.addBond(i, i + 1, _distance(native_nm, i, i + 1), BOND * epsilon)
-    for i in range(n - 2):
+    for i in (i for i in range(n - 2) if row(i, 3)):
         angles.addAngle(i, i + 1, i + 2, _angle(native_nm[i : i + 3]), ANGLE * epsilon)
-    for i in range(n - 3):
+    for i in (i for i in range(n - 3) if row(i, 4)):
         native = float(torsion_angles(native_nm, (i, i + 1, i + 2, i + 3)))
         for n_minima, strength in zip((1, 3), DIHEDRAL, strict=True):
             phase = n_minima * native + np.pi  # 1 + cos(n x - phase) is smallest where n x = phase + pi
@@ -65,23 +87,26 @@ def build_model(native_nm: np.ndarray, contacts: list[tuple[int, int]]) -> openm
         pairs.addPerBondParameter(name)
     in_contact = set(contacts)
     for i, j in itertools.combinations(range(n), 2):
+        if i in held and j in held:
+            continue
+        length = _distance(native_nm, i, j)
         if (i, j) in in_contact:
-            length = _distance(native_nm, i, j)
             pairs.addBond(i, j, [5 * epsilon * length**12, 6 * epsilon * length**10])
-        elif j - i >= SEPARATION:
+        elif j - i >= SEPARATION and length < reach_nm:
             pairs.addBond(i, j, [epsilon * REPULSION_NM**12, 0.0])
     for force in (bonds, angles, dihedrals, pairs):
         system.addForce(force)
     return system
 
 
-def chain_topology(names: list[str]) -> mdtraj.Topology:
-    """Return a topology of one C-alpha atom for each residue, bonded in a row."""
+def chain_topology(names: list[str], gaps: frozenset[int] = frozenset()) -> mdtraj.Topology:
+    """Return a topology of one C-alpha atom for each residue, bonded in a row but for `gaps` after some."""
     topology = mdtraj.Topology()
     chain = topology.add_chain()
     atoms = [topology.add_atom("CA", mdtraj.element.carbon, topology.add_residue(name, chain)) for name in names]
     for first, second in itertools.pairwise(atoms):
-        topology.add_bond(first, second)
+        if first.index not in gaps:
+            topology.add_bond(first, second)
     return topology
 
 
