@@ -22,6 +22,7 @@ from tests.conftest import CommandLine
 
 SMALL = {
     "representation": "{name: latent, cvs: [q], latent: 2, latent_steps: 120, latent_components: 20}",
+    "reference.labels": "[]", "surrogate.start_frame": "false", "sample.segment_frames": "null",
     "reference.n_walkers": 4, "reference.production_ps": 800, "reference.equilibration_ps": 50, "surrogate.n_frames": 32,
     "surrogate.hidden": 8, "surrogate.widest": 16, "surrogate.levels": 2, "surrogate.lags": 3, "train.n_steps": 4,
     "train.batch_size": 8, "train.validate_every": 2, "train.log_every": 2, "sample.n_samples": 3, "sample.n_frames": 300,

@@ -8,7 +8,8 @@ import mdtraj
 import numpy as np
 import pytest
 
-from hpc_molgen.config import SystemConfig
+from hpc_molgen import preflight
+from hpc_molgen.config import SystemConfig, load_config
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.errors import InputError
 from hpc_molgen.structures import pdb_text
@@ -95,3 +96,13 @@ def test_it_is_the_published_structure(cage: MolecularSystem, alanine: Molecular
     (tmp_path / "other.pdb").write_text(pdb_text(alanine.topology, alanine.positions_nm, []))
     with pytest.raises(InputError, match="and Trp-cage is ASN"):
         load_system(SystemConfig(name="trp-cage", pdb=str(tmp_path / "other.pdb")))
+
+
+@pytest.mark.skipif(not PDB.is_file(), reason="needs 1L2Y beside the repository")
+def test_the_preset_with_all_atoms_can_run() -> None:
+    """It is typed as it stands, all checks before a run pass, and the farm's step of 4 fs has its heavy hydrogens."""
+    config = load_config("trp-cage-all-atom", [f"system.pdb={PDB}"])
+    system = load_system(config.system)
+    assert system.n_atoms == 304 and "gbn2" in system.description
+    preflight.check(config, system)
+    preflight.check_time_steps(config, system)
