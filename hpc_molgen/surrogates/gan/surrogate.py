@@ -24,7 +24,7 @@ class TrajectoryGan(Surrogate):
 
     The losses are those of Gulrajani et al. 2017 (arXiv 1704.00028, algorithm 1): a critic's is
     D(G(z)) - D(x) + gradient_penalty (|grad D(x_hat)| - 1)^2 with x_hat on the straight line between x and G(z), the
-        generator's is -D(G(z)). There are critics of several time scales, whose losses add up: one of tuples of frames
+    generator's is -D(G(z)). There are critics of several time scales, whose losses add up: one of tuples of frames
     (x_t, x_(t + tau), x_(t + 2 tau)) at lags tau = 1, 2, 4, ... (averaged over lags and tuples), and one of whole windows.
     The first sees transition densities and how one step depends on the last one, and is much cheaper; it sees tuples as a
     frame and the steps between frames, these standardised at each lag (`adapt`).
