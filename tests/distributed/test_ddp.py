@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("train_ranks.py")
 JOBS = ["diffusion,precision=float64", "gan,precision=float64", "diffusion", "gan"]
-# float64: the issue asks for 1e-5, rounding leaves 1e-15. float32: ranks add the same gradients in another order, and Adam
-# carries that along; 2e-7 (diffusion) and 2e-6 (GAN) were seen over 20 steps
+# float64: the issue asks for 1e-5, rounding leaves 1e-15 (diffusion) and 3e-13 (GAN). float32: ranks add the same gradients in
+# another order, and Adam carries that along; 2e-7 (diffusion) and 5e-5 (GAN) were seen over 20 steps. A GAN's losses are
+# differences of order one that pass through zero: below ABSOLUTE_TOLERANCE (7e-7 were seen) they are compared no further
 RELATIVE_TOLERANCE = {"0": 1e-10, "1": 1e-10, "2": 1e-5, "3": 1e-4}
+ABSOLUTE_TOLERANCE = {"0": 0.0, "1": 0.0, "2": 0.0, "3": 5e-6}
 
 
 def command(n_ranks: int, out: Path, *jobs: str) -> list[str]:
@@ -67,7 +69,7 @@ def test_ranks_train_as_one_process_does(one_process: Path, n_ranks: int, tmp_pa
     for job, tolerance in RELATIVE_TOLERANCE.items():
         one, many = curve(one_process / job), curve(tmp_path / job)
         assert one.keys() == many.keys() and ("held_out_loss", 20) in one
-        assert many == pytest.approx(one, rel=tolerance), JOBS[int(job)]
+        assert many == pytest.approx(one, rel=tolerance, abs=ABSOLUTE_TOLERANCE[job]), JOBS[int(job)]
     assert ("loss_critic", 20) in curve(one_process / "1")
 
 

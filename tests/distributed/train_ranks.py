@@ -36,8 +36,10 @@ def make_data(name: str, seed: int) -> TrainingSet:
     generator = torch.Generator().manual_seed(seed)
     if name == "diffusion":
         return TrainingSet(torch.randn((3000, 9), generator=generator), torch.rand(3000, generator=generator))
-    steps = torch.randn((3000, 2), generator=generator)
-    return TrainingSet(steps.cumsum(0) / 30, torch.ones(200), 10 * torch.arange(200), N_FRAMES)
+    series = torch.randn((3000, 2), generator=generator)  # of unit variance, correlated in time, as a GAN expects
+    for frame in range(1, len(series)):
+        series[frame] = 0.8 * series[frame - 1] + 0.6 * series[frame]
+    return TrainingSet(series, torch.ones(200), 10 * torch.arange(200), N_FRAMES)
 
 
 def train(job: str, directory: Path) -> None:
