@@ -145,6 +145,6 @@ def _torsion(system: MolecularSystem, name: str) -> Observable:
     try:
         quad = torsion_by_name(system.topology, name)
     except InputError as error:
-        others = f"rmsd, rg, ree, q, x, y, z of a single particle, and of a ligand: {', '.join(COORDINATES)}"
+        others = f"rmsd, rg, q, ree, x, y, z of a single particle, and of a ligand: {', '.join(COORDINATES)}"
         raise InputError(f"observables: {error}; other names are: {others}") from error
     return lambda positions_nm: torsion_angles(positions_nm, quad)
