@@ -48,7 +48,7 @@ def test_the_scripts_run_the_pipeline_as_dependent_jobs(
     config, out = small_config(tmp_path, "train.n_steps=1500"), tmp_path / "a run"
     env = script_env(cluster, **container, REFERENCE="--array=0-1", TRAIN="--nodes=2", SAMPLE="--array=3-4", FARM="--ntasks=2")
     env["PATH"] = f"{tmp_path / 'bin'}:{env['PATH']}"
-    line = [str(SCRIPTS / "pipeline.sh"), str(config), str(out), "--set", "train.n_steps=300"]
+    line = [str(SCRIPTS / "pipeline.sh"), str(config), str(out), "--set", "train.n_steps=900"]
     ended = subprocess.run(line, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     jobs = dict(re.findall(r"^(\w+): job (\d+)", ended.stdout, re.MULTILINE))
@@ -65,11 +65,11 @@ def test_the_scripts_run_the_pipeline_as_dependent_jobs(
     cluster.control("scancel", jobs["report"])  # the pipeline of `submit` has one
     assert undone(out) == ["report"], logs(out)
     run = Run.open(out)
-    assert run.config.train.n_steps == 300 and run.details("train")["ranks"] == 2
+    assert run.config.train.n_steps == 900 and run.details("train")["ranks"] == 2
     calls = (tmp_path / "calls").read_text()
     prefix = f"exec --bind {out} --bind=/scratch --cleanenv=no {tmp_path}/image.sif hpc-molgen run {config} --out {out}"
     for options, ranks in (("--only reference --share 0/2", 1), ("--only reference --share 1/2", 1), ("--to train", 4)):
-        assert calls.count(f"{prefix} {options} --set train.n_steps=300\n") == ranks, calls
+        assert calls.count(f"{prefix} {options} --set train.n_steps=900\n") == ranks, calls
     assert calls.count(f"{prefix} --only sample --share 1/2 ") == 1 and calls.count(f"{prefix} --from sample --to farm ") == 2
 
 
