@@ -62,8 +62,11 @@ def load_series(run: Run, latent: LatentVariables | None = None) -> tuple[Trajec
         _refuse_latent(run)
         found = read_trajectories(path)
         first = dict(reversed(list(zip(found.groups, found.conditions, strict=True))))
-        groups = list(dict.fromkeys(found.groups))
-        order = {group: [first[other] for other in groups[:number]].count(first[group]) for number, group in enumerate(groups)}
+        order: dict[int, int] = {}  # of each group among those with its label
+        of_label: dict[tuple[float, ...], int] = {}
+        for group in dict.fromkeys(found.groups):
+            order[group] = of_label.get(first[group], 0)
+            of_label[first[group]] = order[group] + 1
         aside = np.array([is_held_out(order[group], fraction) for group in found.groups])
         _check_parts(run, int((~aside).sum()), int(aside.sum()))
         return found[np.flatnonzero(~aside).tolist()], found[np.flatnonzero(aside).tolist()]

@@ -341,3 +341,16 @@ def receive(connection: Connection, patience_s: float) -> Any:
     except (EOFError, OSError) as error:
         raise EnvironmentProblem("a process of a comparison ended early (is there memory left?)") from error
     raise EnvironmentProblem(f"a process of a comparison did not answer within {patience_s:g} s")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch: its sums have one order then, and CPU seconds of methods that thread differently compare."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

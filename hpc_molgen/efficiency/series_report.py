@@ -253,8 +253,8 @@ def draw_surfaces(figure: Any, axes: list[Any], shown: dict[str, list[np.ndarray
 
 def draw_courses(axis: Any, shown: dict[str, list[np.ndarray]], name: str) -> None:
     """Draw the first feature of the first trajectory of some sets, one below the other."""
+    height = 1.2 * np.ptp(next(iter(shown.values()))[0][:, 0])
     for offset, (own, series) in enumerate(shown.items()):
-        height = 1.2 * np.ptp(next(iter(shown.values()))[0][:, 0])
         axis.plot(series[0][:2000, 0] - offset * height, color=_COLOURS[own], lw=0.5)
     axis.set_xlabel("frame")
     axis.set_yticks([])

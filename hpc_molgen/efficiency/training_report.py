@@ -63,6 +63,7 @@ def _curve(axis: Any, points: list[tuple[int, float]], label: str, colour: str) 
 
 def _newest_samples(run: Run) -> tuple[int, list[np.ndarray], list[np.ndarray], CollectiveVariables] | None:
     """Return the step of the newest checkpoint, held-out series and what its average makes; None where that is not possible."""
+    from hpc_molgen.datasets import load_channels
     from hpc_molgen.representations.base import load_representation
     from hpc_molgen.representations.cvs import CollectiveVariables
     from hpc_molgen.sampling import sample_channels
@@ -78,8 +79,6 @@ def _newest_samples(run: Run) -> tuple[int, list[np.ndarray], list[np.ndarray], 
         return None
     surrogate = build_surrogate(run.config.surrogate, variables, run.config.seed)
     surrogate.load_state_dict(load_checkpoint(run.path("train"), step)["ema"])
-    from hpc_molgen.datasets import load_channels
-
     held_out = load_channels(run.path("featurize"), "held_out")
     series = [variables.features(part[:LONGEST]) for part in np.split(held_out.values, held_out.ends[:-1])[:N_SERIES]]
     n_frames = min(map(len, series)) if run.config.surrogate.architecture == "convolutional" else None  # type: ignore[union-attr]

@@ -7,10 +7,9 @@ structure from its mirror image), whitened, so that fast motions of large amplit
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.representations.cvs import CollectiveVariables, Labels
 from hpc_molgen.seeding import derive_seed, torch_generator
 from hpc_molgen.systems.observables import make_observables, values_of
+from hpc_molgen.workers import one_thread
 
 if TYPE_CHECKING:
     from hpc_molgen.config import RepresentationConfig
@@ -134,7 +134,7 @@ def learn_encoder(
         When no walker is longer than the lag, or there are fewer principal components than latent coordinates.
     """
     lag = config.latent_lag_frames
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "latent weights"))
         mean, whiten, unwhiten = _whitening(walkers(), config.latent_components)
         white = [((part - mean) @ whiten).astype(np.float32) for part in walkers()]
@@ -158,17 +158,6 @@ def learn_encoder(
         "loss_linear": curve[0]["set_apart"], "curve": curve,
     }  # fmt: skip
     return Encoder(found, config.latent_hidden), about
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums by one thread have one order: the same seed gives the same bits; and small matrices are not faster by more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _whitening(walkers: Iterable[np.ndarray], n_components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -157,14 +157,14 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(tmp_path: Path) -> None:
 def test_mixed_precision_keeps_weights_in_float32(one_process: Path, tmp_path: Path) -> None:
     """bf16 has 8 bits of mantissa: losses follow those of float32 to a percent, and not to the last digit.
 
-    A critic's loss is a difference that passes through zero: a percent is one of the largest of its curve.
+    A critic's loss is a difference that passes through zero later: it is compared at its first steps, where it is not small.
     """
     train(1, tmp_path, "diffusion,precision=bf16", "gan,precision=bf16")
     for job, reference in (("0", "2"), ("1", "3")):
         mixed, full = curve(tmp_path / job), curve(one_process / reference)
-        name = "loss_score" if job == "0" else "loss_critic"
-        scale = abs(full[name, 10]) if job == "0" else max(abs(value) for (own, _), value in full.items() if own == name)
-        assert mixed[name, 10] == pytest.approx(full[name, 10], abs=2e-2 * scale) and mixed[name, 10] != full[name, 10]
+        name, steps = ("loss_score", (10,)) if job == "0" else ("loss_critic", (1, 2, 3))
+        for step in steps:
+            assert mixed[name, step] == pytest.approx(full[name, step], rel=2e-2) and mixed[name, step] != full[name, step]
         weights = load_file(tmp_path / job / "surrogate.safetensors").values()
         assert {value.dtype for value in weights} == {torch.float32}
 

@@ -26,12 +26,12 @@ from hpc_molgen.efficiency.suites import energies_tables as tables
 from hpc_molgen.efficiency.suites.gpu import GpuSettings, energies_on_gpu, gpu_present
 from hpc_molgen.efficiency.suites.openmm_loop import OpenMMLoop
 from hpc_molgen.efficiency.suites.record import Costs, spread
-from hpc_molgen.efficiency.suites.rounds import Method, interleaved, one_thread, target_sentence
+from hpc_molgen.efficiency.suites.rounds import Method, interleaved, target_sentence
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
-from hpc_molgen.workers import Stopwatch, available_cores, cpu_seconds
+from hpc_molgen.workers import Stopwatch, available_cores, cpu_seconds, one_thread
 
 TEMPERATURES_KELVIN = (300.0, 600.0)
 KINDS = ("energies", "forces")

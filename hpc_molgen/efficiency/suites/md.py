@@ -26,12 +26,12 @@ from hpc_molgen.efficiency.suites.gromacs import Gromacs
 from hpc_molgen.efficiency.suites.md_engines import PROTOCOLS, EngineSettings, make_runs, openmm_run, start_dynamics
 from hpc_molgen.efficiency.suites.md_processes import two_processes
 from hpc_molgen.efficiency.suites.record import Costs
-from hpc_molgen.efficiency.suites.rounds import Method, interleaved, kinetic_temperature, one_thread, target_sentence
+from hpc_molgen.efficiency.suites.rounds import Method, interleaved, kinetic_temperature, target_sentence
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
-from hpc_molgen.workers import available_cores
+from hpc_molgen.workers import available_cores, one_thread
 
 SYSTEMS = {"implicit": "alanine-dipeptide", "vacuum": "alanine-dipeptide-vacuum"}
 

@@ -25,7 +25,6 @@ from hpc_molgen.config import DiffusionConfig, SystemConfig, TrainConfig
 from hpc_molgen.efficiency.suites.published_ddpm import PublishedDdpm, PublishedSettings, choose_bandwidth, kernel_samples
 from hpc_molgen.efficiency.suites.ramachandran_scores import Draw, Reference, ramachandran_record
 from hpc_molgen.efficiency.suites.record import Costs
-from hpc_molgen.efficiency.suites.rounds import one_thread
 from hpc_molgen.efficiency.suites.torsion_series import SeriesSettings, WalkerSeries, torsion_series
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
@@ -35,7 +34,7 @@ from hpc_molgen.systems.registry import load_system
 from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import ProcessGroup
 from hpc_molgen.training.loop import Trainer
-from hpc_molgen.workers import Stopwatch, Workers, available_cores
+from hpc_molgen.workers import Stopwatch, Workers, available_cores, one_thread
 
 PUBLISHED_BANDWIDTH_DEG = 4.0
 

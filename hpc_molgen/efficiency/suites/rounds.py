@@ -117,19 +117,6 @@ def target_sentence(targets: Sequence[dict[str, Any]], size: str) -> str:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch: CPU seconds of methods that thread differently would not compare."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
 def pinned(core: int | None) -> Iterator[None]:
     """Keep this thread, and the threads that it starts meanwhile, on one core (None: leave it)."""
     if core is None:

@@ -14,14 +14,13 @@ from typing import Any
 from hpc_molgen.efficiency.suites import scaling_inputs as given
 from hpc_molgen.efficiency.suites import scaling_tables as tables
 from hpc_molgen.efficiency.suites.record import Costs
-from hpc_molgen.efficiency.suites.rounds import one_thread
 from hpc_molgen.efficiency.suites.scaling_check import check_two_processes
 from hpc_molgen.efficiency.suites.scaling_inputs import Inputs, Points
 from hpc_molgen.efficiency.suites.scaling_measure import QUICK, Effort, measure
 from hpc_molgen.efficiency.suites.scaling_model import Forecast, forecast, rank_numbers
 from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.training.distributed import ProcessGroup, process_group
-from hpc_molgen.workers import available_cores, launched_size
+from hpc_molgen.workers import available_cores, launched_size, one_thread
 
 SIZES = {
     "laptop": Effort(),
