@@ -11,10 +11,10 @@ MPI = ["mpi4py>=4.0", "mpich>=4.2"]
 SLURM = ["submitit>=1.5"]
 TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "arviz-stats>=0.6", "psutil>=5.9"]
 
-# The kernel of the batched engine, once for each level of x86-64; the best that the processor knows is chosen at run time,
-# so that an image or a shared environment serves every node of a cluster. Without a C++ compiler the package installs all
-# the same and computes in torch. No -march=native, and -ffast-math must not reach the linker (it would change how the
-# whole process rounds).
+# The kernel of the batched engine and the splines of flows, once for each level of x86-64; the best that the processor knows
+# is chosen at run time, so that an image or a shared environment serves every node of a cluster. Without a C++ compiler the
+# package installs all the same and computes in torch. No -march=native, and -ffast-math must not reach the linker (it would
+# change how the whole process rounds).
 LEVELS = {"generic": []}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
@@ -31,11 +31,17 @@ def scheduling() -> list[str]:
 
 
 SCHEDULING = scheduling()
-KERNEL = [
+KERNEL = "hpc_molgen/dynamics/kernel"
+LIBRARIES = {  # name before the level: source, and the headers that it includes
+    f"{KERNEL}/_": (f"{KERNEL}/kernel.cpp", [f"{KERNEL}/{name}.h" for name in ("random", "energy", "dynamics")]),
+    "hpc_molgen/surrogates/flow/_splines_": ("hpc_molgen/surrogates/flow/splines.cpp", []),
+}
+EXTENSIONS = [
     Extension(
-        f"hpc_molgen.dynamics.kernel._{level}",
-        ["hpc_molgen/dynamics/kernel/kernel.cpp"],
-        depends=[f"hpc_molgen/dynamics/kernel/{name}.h" for name in ("simd", "random", "energy", "dynamics")],
+        name.replace("/", ".") + level,
+        [source],
+        depends=["hpc_molgen/native/simd.h", *headers],
+        include_dirs=["hpc_molgen/native"],
         language="c++",
         optional=True,
         extra_compile_args=[
@@ -43,6 +49,7 @@ KERNEL = [
             *("-Wno-maybe-uninitialized", "-Wno-psabi", *SCHEDULING, *flags),
         ],
     )
+    for name, (source, headers) in LIBRARIES.items()
     for level, flags in LEVELS.items()
 ]
 
@@ -54,9 +61,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["hpc_molgen", "hpc_molgen.*"]),
     package_data={
-        "hpc_molgen": ["presets/*.yaml", "efficiency/templates/*", "dynamics/kernel/*.h", "launch/job.sh", "py.typed"]
+        "hpc_molgen": [
+            *("presets/*.yaml", "efficiency/templates/*", "launch/job.sh", "py.typed"),
+            *("native/*.h", "dynamics/kernel/*.h"),
+        ]
     },
-    ext_modules=KERNEL,
+    ext_modules=EXTENSIONS,
     install_requires=[
         "deeptime>=0.4.4",
         "h5py>=3.10",

@@ -129,6 +129,19 @@ class DiffusionConfig(Model):
     schedule: Literal["linear", "cosine"] = "cosine"
 
 
+class FlowConfig(Model):
+    """A normalising flow of structures: exact ln q in one pass."""
+
+    name: Literal["flow"]
+    layers: int = Field(8, ge=2, description="coupling layers; each moves half of the features given the others")
+    hidden: int = Field(128, ge=8, description="width of each layer's network")
+    depth: int = Field(1, ge=0, description="residual blocks of each layer's network")
+    harmonics: int = Field(3, ge=1, description="cos(k a), sin(k a) for k = 1..harmonics as inputs")
+    bins: int = Field(8, ge=2, le=64, description="of the splines of real numbers")
+    torus_bins: int = Field(16, ge=2, le=64, description="of the splines of angles")
+    bound: float = Field(6.0, gt=0, description="standard deviations within which real numbers are moved by splines")
+
+
 class GanConfig(Model):
     """A WGAN-GP surrogate of trajectories of collective variables."""
 
@@ -165,7 +178,8 @@ def _surrogate_name(values: Any) -> str:
 
 
 SurrogateConfig = Annotated[
-    Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[GanConfig, Tag("gan")], Discriminator(_surrogate_name)
+    Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[FlowConfig, Tag("flow")] | Annotated[GanConfig, Tag("gan")],
+    Discriminator(_surrogate_name),
 ]
 
 
@@ -203,7 +217,9 @@ class SampleConfig(Model):
     n_samples: int = Field(10_000, ge=1, description="structures, or trajectories")
     n_frames: int | None = Field(None, ge=4, description="of each trajectory (None: as trained)")
     segment_frames: int | None = Field(
-        None, ge=1, description="join segments of so many frames (needs surrogate.start_frame); None: all frames in one pass"
+        None,
+        ge=1,
+        description="join segments of so many frames (with surrogate.start_frame, and as trained by default; else one pass)",
     )
     sampler: Literal["ode", "ancestral"] = Field("ode", description="'ancestral' has no ln q")
     n_steps: int | None = Field(
@@ -338,6 +354,13 @@ class RunConfig(Model):
         """Whether the surrogate makes trajectories of collective variables rather than structures."""
         return isinstance(self.surrogate, GanConfig)
 
+    @property
+    def segment_frames(self) -> int | None:
+        """Frames of the segments that generated trajectories are joined of; None if they are made in one pass."""
+        if isinstance(self.surrogate, GanConfig) and self.surrogate.start_frame:
+            return self.sample.segment_frames or self.surrogate.n_frames
+        return None
+
     @model_validator(mode="after")
     def _weights_need_a_density(self) -> RunConfig:
         if self.makes_trajectories:
@@ -380,6 +403,11 @@ class RunConfig(Model):
                 raise ValueError(f"reference.n_walkers {reference.n_walkers}: every label needs two walkers at least")
         if segment is not None and not (isinstance(self.surrogate, GanConfig) and self.surrogate.start_frame):
             raise ValueError("sample.segment_frames needs surrogate.start_frame true")
+        if segment is not None and isinstance(self.surrogate, GanConfig) and segment > self.surrogate.n_frames:
+            raise ValueError(
+                f"sample.segment_frames {segment}: the surrogate learns to continue a frame for surrogate.n_frames "
+                f"{self.surrogate.n_frames}, and knows nothing of what comes later"
+            )
         return self
 
     @model_validator(mode="after")

@@ -175,7 +175,8 @@ def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -
         shard.path.unlink()
     config = run.config.sample
     cpu_s = sum(cost["cpu_s"] for cost in costs)
-    evaluations = n_steps(config) * (4 if config.sampler == "ode" else 1)
+    one_pass = run.config.surrogate.name == "flow"
+    evaluations = 1 if one_pass else n_steps(config) * (4 if config.sampler == "ode" else 1)
     return {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s, "network_evaluations": evaluations}
 
 

@@ -125,7 +125,13 @@ def analyse_series(run: Run) -> SeriesFindings:
     config, seed = run.config.report, run.config.seed
     train, all_held_out = load_series(run)
     all_generated = read_trajectories(run.path("sample", "trajectories.h5"))
-    held_out, generated = (_labelled(part, set(train.conditions)) for part in (all_held_out, all_generated))
+    seen = set(train.conditions)
+    held_out, generated = (_labelled(part, seen) for part in (all_held_out, all_generated))
+    centred = {
+        HELD_OUT: centred_series(all_held_out, seen),
+        TRAIN: centred_series(train, seen),
+        GENERATED: centred_series(all_generated, seen),
+    }
     n, length = len(held_out), min(map(len, held_out))
     sides = {HELD_OUT: held_out, TRAIN: list(train.features), GENERATED: generated}
     clusters = fit_clusters(sides[TRAIN], derive_seed(seed, "clusters"), config.n_clusters)
@@ -136,11 +142,12 @@ def analyse_series(run: Run) -> SeriesFindings:
         cost[name] = time.process_time() - started
     others = {}
     for name, directory in config.others.items():
-        others[name], sides[name] = _other(Path(directory), name, set(sides), train)
+        others[name], made = _other(Path(directory), name, set(sides), train)
+        sides[name], centred[name] = _labelled(made, seen), centred_series(made, seen)
     states = _states(config, train.feature_names)
     bins = Bins(sides[HELD_OUT], tuple(range(min(2, len(train.feature_names)))))
     measure = _Measure(bins, states, clusters, config, seed, sides[HELD_OUT])
-    sets = {name: measure(name, series, cost.get(name)) for name, series in sides.items()}
+    sets = {name: measure(name, series, cost.get(name), centred.get(name)) for name, series in sides.items()}
     discrete = {name: clusters.assign(sides[name]) for name in (HELD_OUT, GENERATED)}
     ck_lag = config.lags[len(config.lags) // 2]
     members = _members(states, clusters)
@@ -151,7 +158,7 @@ def analyse_series(run: Run) -> SeriesFindings:
     found = SeriesFindings(
         feature_names=train.feature_names, units=train.units, dt_ps=train.dt_ps, states=states, lags=config.lags, sets=sets,
         floor=bins.divergence(sides[HELD_OUT], sides[TRAIN]), memorisation=near, chapman_kolmogorov=tests, ck_lag=ck_lag,
-        series=sides, bins=bins, labels={}, seams=_seams(generated, run.config.sample.segment_frames, seed),
+        series=sides, bins=bins, labels={}, seams=_seams(generated, run.config.segment_frames, seed),
         others=others, seeds=_seeds(run, clusters, states, ck_lag * train.dt_ps),
     )  # fmt: skip
     labels = dict.fromkeys((*train.conditions, *all_held_out.conditions)) if train.condition_names else {}
@@ -162,8 +169,8 @@ def analyse_series(run: Run) -> SeriesFindings:
     return found
 
 
-def _other(directory: Path, name: str, taken: set[str], train: TrajectorySet) -> tuple[OtherRun, list[np.ndarray]]:
-    """Return what another run trained and made; of labels that training saw, where there are labels.
+def _other(directory: Path, name: str, taken: set[str], train: TrajectorySet) -> tuple[OtherRun, TrajectorySet]:
+    """Return what another run trained and made.
 
     Raises
     ------
@@ -176,12 +183,19 @@ def _other(directory: Path, name: str, taken: set[str], train: TrajectorySet) ->
         raise InputError(f"report.others: {name} ({directory}) is of other features or labels, or its name is taken")
     config, details = run.config.surrogate, run.details("train")
     architecture = config.architecture if isinstance(config, GanConfig) else config.name
-    other = OtherRun(architecture, int(details["n_parameters"]), float(stage_costs(run, "train")["cpu_s"]))
-    return other, _labelled(made, set(train.conditions))
+    return OtherRun(architecture, int(details["n_parameters"]), float(stage_costs(run, "train")["cpu_s"])), made
 
 
 def _labelled(series: TrajectorySet, labels: set[tuple[float, ...]]) -> list[np.ndarray]:
     return [values for values, row in zip(series.features, series.conditions, strict=True) if row in labels]
+
+
+def centred_series(series: TrajectorySet, labels: set[tuple[float, ...]]) -> list[np.ndarray]:
+    """As `_labelled`, less the mean of each label: what differs between labels for ever is no correlation in time."""
+    if not series.condition_names:
+        return _labelled(series, labels)  # which may lie on disk
+    means = {row: np.concatenate(_labelled(series, {row})).mean(axis=0) for row in set(series.conditions) & labels}
+    return [values - means[row] for values, row in zip(series.features, series.conditions, strict=True) if row in labels]
 
 
 def _of_label(
@@ -254,7 +268,11 @@ class _Measure:
     seed: int
     held_out: Series
 
-    def __call__(self, name: str, series: list[np.ndarray], made_cpu_s: float | None) -> SetFindings:
+    def __call__(
+        self, name: str, series: list[np.ndarray], made_cpu_s: float | None, centred: list[np.ndarray] | None = None
+    ) -> SetFindings:
+        """Measure `series`; correlations in time are those of `centred`, if given."""
+        centred = series if centred is None else centred
         generator = numpy_generator(self.seed, "bootstrap", name)
         draws = _draws(len(series), self.config.bootstrap_samples, generator)
         values, intervals = implied_timescales(
@@ -268,9 +286,9 @@ class _Measure:
             n_trajectories=len(series), n_frames=sum(map(len, series)), made_cpu_s=made_cpu_s,
             divergence=self.bins.divergence(self.held_out, series), populations=populations, transitions=transitions,
             passages=passages, increments=[increment_deviation(series, c) for c in columns],
-            correlation_times=[_correlation_time(series, c, draws) for c in columns],
+            correlation_times=[_correlation_time(centred, c, draws) for c in columns],
             timescales=np.concatenate([values[:, :, None], intervals], axis=2),
-            autocorrelations=np.array([autocorrelation(series, c, self.config.memorisation_frames * 4) for c in columns]),
+            autocorrelations=np.array([autocorrelation(centred, c, self.config.memorisation_frames * 4) for c in columns]),
             drift=float(max(drifts)),
         )  # fmt: skip
 

@@ -106,9 +106,9 @@ def _kinetics(findings: SeriesFindings) -> Section:
     )  # fmt: skip
     times = Table(
         "Time", columns, rows,
-        "Frames. Increments: standard deviation of one step. Correlation times are integrated; timescales are of Markov state "
-        "models on the clusters of training MD. Drift: the largest deviation of the mean of one of ten windows. Score: sum of "
-        f"the deviations over their tolerances, 4 or less is good. {_NOTE}",
+        "Frames. Increments: standard deviation of one step. Correlation times are integrated, about the mean of each label; "
+        "timescales are of Markov state models on the clusters of training MD. Drift: the largest deviation of the mean of one "
+        f"of ten windows. Score: sum of the deviations over their tolerances, 4 or less is good. {_NOTE}",
     )  # fmt: skip
     tables = [times]
     if findings.states:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FREE_TORSION_SD = 0.35
 # thermal vibration is 0.002 to 0.004 nm at 300 K; the rounding of an .xtc of rigid bonds looks like 0.0004 nm
 RIGID_BOND_SD_NM = 8e-4
+CHUNK = 4096  # frames whose intermediate results stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,10 @@ class InternalRepresentation(Representation):
         return relabel(positions_nm, self.zmatrix, self.symmetries, self._centre)
 
     def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
+        parts = [self._encoded(part) for part in torch.split(positions_nm, CHUNK)]
+        return torch.cat(parts) if parts else self._encoded(positions_nm)
+
+    def _encoded(self, positions_nm: torch.Tensor) -> torch.Tensor:
         bonds, angles, torsions = self.zmatrix.to_internal(self.canonicalise(positions_nm.to(torch.float64)))
         around = wrap_angle(fold_torsions(torsions, self.symmetries) - self._centre)
         free = around[:, self._free]
@@ -210,12 +215,16 @@ def find_symmetries(zmatrix: ZMatrix) -> list[Symmetry]:
     return groups
 
 
-def _deviations(torsions: torch.Tensor, group: Symmetry) -> torch.Tensor:
-    """Sum over followers of the deviation of their offset from the ideal one; (n,)."""
-    offsets = torsions[:, [row - 3 for row in group.rows[1:]]]
-    ideal = torch.arange(1, group.fold, dtype=offsets.dtype) * (2 * torch.pi / group.fold)
-    handed = torch.sign(offsets[:, :1]) if group.fold > 2 else 1.0  # which way round the labels go
+def _deviations(offsets: torch.Tensor) -> torch.Tensor:
+    """Sum over followers of the deviation of their offset (n, fold - 1) from the leader from the ideal one; (n,)."""
+    fold = offsets.shape[1] + 1
+    ideal = torch.arange(1, fold, dtype=offsets.dtype) * (2 * torch.pi / fold)
+    handed = torch.sign(offsets[:, :1]) if fold > 2 else 1.0  # which way round the labels go
     return wrap_angle(offsets - handed * ideal).sum(-1)
+
+
+def _offsets(torsions: torch.Tensor, group: Symmetry) -> torch.Tensor:
+    return torsions[:, [row - 3 for row in group.rows[1:]]]
 
 
 def fold_torsions(torsions: torch.Tensor, symmetries: list[Symmetry]) -> torch.Tensor:
@@ -223,7 +232,7 @@ def fold_torsions(torsions: torch.Tensor, symmetries: list[Symmetry]) -> torch.T
     folded = torsions.clone()
     for group in symmetries:
         leader = group.rows[0] - 3
-        folded[:, leader] = wrap_angle(group.fold * torsions[:, leader] + _deviations(torsions, group))
+        folded[:, leader] = wrap_angle(group.fold * torsions[:, leader] + _deviations(_offsets(torsions, group)))
     return folded
 
 
@@ -233,7 +242,7 @@ def unfold_torsions(around: torch.Tensor, centre: torch.Tensor, symmetries: list
     for group in symmetries:
         leader = group.rows[0] - 3
         total = around[:, leader] + centre[leader]
-        torsions[:, leader] = wrap_angle((total - _deviations(torsions, group)) / group.fold)
+        torsions[:, leader] = wrap_angle((total - _deviations(_offsets(torsions, group))) / group.fold)
     return torsions
 
 
@@ -241,18 +250,14 @@ def relabel(positions_nm: torch.Tensor, zmatrix: ZMatrix, symmetries: list[Symme
     """Shift the labels within each group cyclically so that the mean torsion lies within pi/m of centre/m."""
     result = positions_nm.clone()
     for group in symmetries:
-        leader = group.rows[0] - 3
         atoms = torch.tensor([zmatrix.rows[row].atom for row in group.rows])
-        variants = [result]
-        for shift in range(1, group.fold):
-            variant = result.clone()
-            variant[:, atoms] = result[:, atoms.roll(-shift)]
-            variants.append(variant)
+        torsions = zmatrix.torsions(positions_nm, group.rows)
         distances = []
-        for variant in variants:
-            _, _, torsions = zmatrix.to_internal(variant)
-            mean = torsions[:, leader] + _deviations(torsions, group) / group.fold
-            distances.append(wrap_angle(mean - centre[leader] / group.fold).abs())
+        for shift in range(group.fold):
+            shifted = torsions.roll(-shift, dims=1)
+            mean = shifted[:, 0] + _deviations(wrap_angle(shifted[:, 1:] - shifted[:, :1])) / group.fold
+            distances.append(wrap_angle(mean - centre[group.rows[0] - 3] / group.fold).abs())
         best = torch.stack(distances).argmin(dim=0)
-        result = torch.stack(variants)[best, torch.arange(len(result))]
+        source = atoms[(torch.arange(group.fold) + best[:, None]) % group.fold]
+        result[:, atoms] = positions_nm.gather(1, source[:, :, None].expand(-1, -1, 3))
     return result

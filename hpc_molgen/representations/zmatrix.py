@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,12 @@ class ZMatrix:
         follows = leaders >= 0
         offsets = torch.where(follows, torsions[:, leaders.clamp(min=0)], torch.zeros_like(torsions))
         return bonds, angles, wrap_angle(torsions - offsets)
+
+    def torsions(self, positions_nm: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Return the torsions (n, n_rows) of some rows, in (-pi, pi], not as differences to a sibling's."""
+        atoms = [(row.atom, row.a, row.b, row.c) for row in (self.rows[number] for number in rows)]
+        columns = (torch.tensor(column) for column in zip(*atoms, strict=True))
+        return _torsion(*(positions_nm[:, column] for column in columns))
 
     def to_positions(
         self, bonds: torch.Tensor, angles: torch.Tensor, torsions: torch.Tensor

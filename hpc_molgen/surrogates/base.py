@@ -15,6 +15,7 @@ from hpc_molgen.tensorfiles import load_tensors, save_tensors
 
 SURROGATES = {
     "diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionSurrogate",
+    "flow": "hpc_molgen.surrogates.flow.surrogate:FlowSurrogate",
     "gan": "hpc_molgen.surrogates.gan.surrogate:TrajectoryGan",
 }
 

@@ -27,7 +27,15 @@ def make_surrogate(name: str) -> Surrogate:
     torch.manual_seed(5)
     sizes = {
         "diffusion": {"n_torus": 2, "n_euclidean": 7, "hidden": 24, "depth": 1},
-        "gan": {"n_frames": N_FRAMES, "n_channels": 2, "hidden": 8, "latent": 4, "critic_updates": 2, "window_weight": 1.0},
+        "gan": {
+            "n_frames": N_FRAMES,
+            "n_channels": 2,
+            "hidden": 8,
+            "latent": 4,
+            "levels": 2,
+            "critic_updates": 2,
+            "window_weight": 1.0,
+        },
     }
     return surrogate_class(name)(**sizes[name])
 

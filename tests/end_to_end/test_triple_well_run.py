@@ -181,7 +181,7 @@ def test_one_generator_serves_all_temperatures_and_one_that_it_never_saw(command
     """Walkers take their labels in turn; all of the unseen one are held out; segments are joined; all is in the report."""
     out = tmp_path / "run"
     further = {
-        "reference.n_walkers": 7, "surrogate.start_frame": "true", "sample.segment_frames": 100, "sample.n_samples": 6,
+        "reference.n_walkers": 7, "surrogate.start_frame": "true", "sample.segment_frames": 20, "sample.n_samples": 6,
         "reference.labels": "[{temperature_kelvin: 200}, {temperature_kelvin: 400, unseen: true}, {temperature_kelvin: 600}]",
     }  # fmt: skip
     ended = command("run", "triple-well", "--out", str(out), *settings(**further))

@@ -11,6 +11,8 @@ from hpc_molgen.analysis.memorisation import memorisation
 from hpc_molgen.analysis.series import Bins, autocorrelation, drift, increment_deviation
 from hpc_molgen.analysis.states import States, states_of
 from hpc_molgen.efficiency.seeds import populations_from
+from hpc_molgen.efficiency.series_findings import centred_series
+from hpc_molgen.trajectories import TrajectorySet
 
 JUMP = 0.02  # probability a frame to leave either of two states for the other: a timescale of -1 / ln(1 - 2 * 0.02) frames
 
@@ -49,6 +51,17 @@ def test_correlation_and_increments_of_a_known_process() -> None:
     means, errors = drift(ramp, 0)
     assert means[-1] - means[0] > 20 * errors[0]
     assert np.isnan(autocorrelation(process(2, 5, 1), 0, 8)[5:]).all()
+
+
+def test_what_differs_between_labels_is_no_correlation_in_time() -> None:
+    """White noise about a mean for each of two labels, which a third one is left out of: nothing is correlated."""
+    generator = np.random.default_rng(4)
+    rows = ((1.0,), (2.0,), (1.0,), (2.0,), (3.0,))
+    parts = tuple(10 * row[0] + generator.normal(size=(4000, 1)) for row in rows)
+    series = TrajectorySet(parts, ("x",), ("nm",), 1.0, tuple("abcde"), (), ("label",), rows)
+    own = centred_series(series, {(1.0,), (2.0,)})
+    assert len(own) == 4 and autocorrelation(list(parts[:4]), 0, 2)[1] > 0.9
+    assert abs(autocorrelation(own, 0, 2)[1]) < 4 / np.sqrt(16000)
 
 
 def test_bins_count_what_lies_outside() -> None:

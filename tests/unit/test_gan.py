@@ -266,7 +266,7 @@ def test_a_series_continues_the_frame_that_it_is_given() -> None:
         moved[:, 0] += 1.0
         assert (gan.loss(part, batch, noise) != gan.loss(part, moved, noise)).all()
     start = torch.ones((3, 2), dtype=torch.float64)
-    one, other = (gan.sample(3, 1, start=sign * start, n_frames=4000)[0] for sign in (1, -1))
+    one, other = (gan.sample(3, 1, start=sign * start, n_frames=4000, segment=4000)[0] for sign in (1, -1))
     apart = (one - other).abs().amax(dim=(0, 2))
     assert apart[:4].min() > 0.05 and apart[2500:].max() < 1e-6 * apart[:4].max()
     joined = gan.sample(3, 1, start=start, n_frames=50, segment=20)[0]
@@ -276,6 +276,8 @@ def test_a_series_continues_the_frame_that_it_is_given() -> None:
         pieces.append(gan.generator(noise, n_frames, None, last).detach())
         last = pieces[-1][:, -1]
     assert torch.allclose(joined, torch.cat(pieces, dim=1), rtol=1e-12, atol=1e-12)
+    as_trained = gan.sample(3, 1, start=start, n_frames=50)[0]
+    assert torch.equal(as_trained, gan.sample(3, 1, start=start, n_frames=50, segment=32)[0])
     with pytest.raises(InputError, match="start_frame"):
         gan.sample(3, 1)
     for wrong in ({"start": start}, {"segment": 5}):

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
-import os
-import platform
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpc_molgen import native
 from hpc_molgen.dynamics.terms import GB_OFFSET_NM, PROBE_NM, Terms
 from hpc_molgen.errors import EnvironmentProblem
 
-log = logging.getLogger(__name__)
-# best first; the flags of /proc/cpuinfo that a processor needs to run it (the compiler's x86-64-v4 and x86-64-v3)
-_VARIANTS = {
-    "avx512": {"avx512f", "avx512dq", "avx512vl", "avx512bw", "avx512cd", "avx2", "fma", "bmi2"},
-    "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"},
-    "generic": set[str](),
-}
 _DOUBLES, _INTEGERS = ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_int32)
 
 
@@ -51,49 +40,13 @@ class _DynamicsArrays(ctypes.Structure):
     ]  # fmt: skip
 
 
-@functools.cache
-def _processor_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
+_LAYOUT = 1000 * ctypes.sizeof(_TermArrays) + ctypes.sizeof(_DynamicsArrays)
+_DIRECTORY = Path(__file__).parent
 
 
 def built_variants() -> list[str]:
-    """Return the variants of the kernel that were built and that this processor can run, best first.
-
-    ``HPC_MOLGEN_KERNEL=avx2`` (or ``generic``) leaves out better ones; ``HPC_MOLGEN_KERNEL=none`` leaves out all.
-    """
-    limit = os.environ.get("HPC_MOLGEN_KERNEL", "avx512")
-    names = list(_VARIANTS)
-    if limit not in names:
-        return []
-    flags = _processor_flags() if platform.machine() in ("x86_64", "AMD64") else set()
-    return [name for name in names[names.index(limit) :] if _VARIANTS[name] <= flags and _open(name) is not None]
-
-
-def _library_path(variant: str) -> Path | None:
-    candidates = (Path(__file__).parent / f"_{variant}{suffix}" for suffix in EXTENSION_SUFFIXES)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-@functools.cache
-def _open(variant: str) -> ctypes.CDLL | None:
-    """Open a variant; None, with a warning, where it is damaged, of another machine or of other sources than this file."""
-    path = _library_path(variant)
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-        library.hm_layout.restype = ctypes.c_int64
-        matches = library.hm_layout() == 1000 * ctypes.sizeof(_TermArrays) + ctypes.sizeof(_DynamicsArrays)
-    except (OSError, AttributeError) as error:
-        log.warning("%s cannot be used (%s): install this package again where it runs", path, error)
-        return None
-    if not matches:
-        log.warning("%s was built from other sources: install this package again", path)
-    return library if matches else None
+    """Return the variants of the kernel that were built and that this processor can run (see `native`), best first."""
+    return native.built_variants(_DIRECTORY, _LAYOUT)
 
 
 def load_library(variant: str | None = None) -> ctypes.CDLL:
@@ -105,7 +58,7 @@ def load_library(variant: str | None = None) -> ctypes.CDLL:
         When none was built (the package was installed where there is no C++ compiler).
     """
     variants = [variant] if variant else built_variants()
-    library = _open(variants[0]) if variants else None
+    library = native.open_variant(_DIRECTORY, _LAYOUT, variants[0]) if variants else None
     if library is None:
         raise EnvironmentProblem(
             "the C++ kernel of the batched engine is not built: install a C++ compiler and then this package again"

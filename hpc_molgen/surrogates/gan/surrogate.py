@@ -275,7 +275,9 @@ class TrajectoryGan(Surrogate):
         start : torch.Tensor, shape=(n, n_channels), optional
             The frames that the series continue, which are not part of them.
         segment : int, optional
-            Make the series of segments of so many frames, each of which continues the last frame of the one before it.
+            Make the series of segments of so many frames, each of which continues the last frame of the one before it. As many
+            as trained by default, of a surrogate that was trained to continue a frame: what it makes further away from there
+            depends on times since that frame that it has never seen. All frames at once otherwise.
         log_density : bool
             Only false is possible.
 
@@ -296,7 +298,8 @@ class TrajectoryGan(Surrogate):
             raise InputError(f"sample.n_frames {n_frames}: perceptrons make the {trained} frames that they were trained on")
         if (0 if conditions is None else conditions.shape[1]) != self.n_conditions:
             raise InputError(f"this surrogate wants {self.n_conditions} conditions for each series")
-        start, segment = options.get("start"), min(options.get("segment") or n_frames, n_frames)
+        start, longest = options.get("start"), trained if self.start_frame else n_frames
+        segment = min(options.get("segment") or longest, n_frames)
         if (start is not None) != self.start_frame or (segment < n_frames and not self.start_frame):
             known = "begins at frames that it is given (start)" if self.start_frame else "was not trained to continue frames"
             raise InputError(f"this surrogate {known}: surrogate.start_frame")

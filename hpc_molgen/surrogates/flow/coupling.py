@@ -1,0 +1,88 @@
+"""A coupling layer of angles and real numbers: some of them are moved by splines whose shapes depend on the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hpc_molgen.surrogates.flow.splines import circular_spline, line_spline, n_parameters
+
+
+class Conditioner(nn.Module):
+    """A residual perceptron from what a layer keeps to the parameters of its splines, which begin as zero."""
+
+    def __init__(self, inward: int, outward: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.lift = nn.Linear(max(1, inward), hidden)
+        self.blocks = nn.ModuleList([nn.Linear(hidden, hidden) for _ in range(2 * depth)])
+        self.out = nn.Linear(hidden, outward)
+        for layer in (*self.blocks[1::2], self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape (n, inward) -> (outward, n)."""
+        x = self.lift(x if x.shape[1] else x.new_zeros((len(x), 1)))
+        for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
+            x = x + second(nn.functional.silu(first(nn.functional.silu(x))))
+        # samples last, as the splines want them
+        return torch.addmm(self.out.bias[:, None], self.out.weight, nn.functional.silu(x).T)
+
+
+class Coupling(nn.Module):
+    """Moves the features of `moved` given all others, one to one (Dinh et al. 2017, ICLR, section 3.3).
+
+    Parameters
+    ----------
+    n_torus, n_euclidean : int
+        Of features, angles first.
+    moved : torch.Tensor, shape=(n_moved,)
+        Columns, ascending.
+    hidden, depth, harmonics : int
+        Of the network, which sees angles as (cos ka, sin ka), k up to `harmonics`.
+    bins, torus_bins : int
+        Of the splines of real numbers and of angles.
+    bound : float
+        Real numbers beyond +-bound are moved by an affine map alone.
+    """
+
+    moved_angles: torch.Tensor
+    moved_rest: torch.Tensor
+    kept_angles: torch.Tensor
+    kept_rest: torch.Tensor
+    multiples: torch.Tensor
+
+    def __init__(
+        self, n_torus: int, n_euclidean: int, moved: torch.Tensor, hidden: int, depth: int, harmonics: int,
+        bins: int, torus_bins: int, bound: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        is_moved = torch.zeros(n_torus + n_euclidean, dtype=torch.bool)
+        is_moved[moved] = True
+        columns = torch.arange(n_torus + n_euclidean)
+        for name, chosen in (("moved", is_moved), ("kept", ~is_moved)):
+            self.register_buffer(f"{name}_angles", columns[chosen & (columns < n_torus)], persistent=False)
+            self.register_buffer(f"{name}_rest", columns[chosen & (columns >= n_torus)], persistent=False)
+        self.register_buffer("multiples", torch.arange(1, harmonics + 1, dtype=torch.float32), persistent=False)
+        self.bound = bound
+        self.n_angles, self.n_rest = len(self.moved_angles), len(self.moved_rest)
+        self.sizes = self.n_angles * n_parameters(torus_bins), self.n_rest * n_parameters(bins)
+        inward = 2 * harmonics * len(self.kept_angles) + len(self.kept_rest)
+        self.conditioner = Conditioner(inward, sum(self.sizes), hidden, depth)
+
+    def forward(self, features: torch.Tensor, *, inverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, n_features) moved, or moved back, and ln|det| (n,) of that map."""
+        n = len(features)
+        angles = (features[:, self.kept_angles, None] * self.multiples).flatten(1)
+        kept = torch.cat([torch.cos(angles), torch.sin(angles), features[:, self.kept_rest]], dim=1)
+        of_angles, of_rest = self.conditioner(kept).split(self.sizes)
+        moved, log_det = features.clone(), features.new_zeros(n)
+        if self.n_angles:
+            shape = of_angles.reshape(-1, self.n_angles, n)
+            image, log_slope = circular_spline(features[:, self.moved_angles].T, shape, inverse=inverse)
+            moved[:, self.moved_angles], log_det = image.T, log_det + log_slope.sum(dim=0)
+        if self.n_rest:
+            shape = of_rest.reshape(-1, self.n_rest, n)
+            image, log_slope = line_spline(features[:, self.moved_rest].T, shape, self.bound, inverse=inverse)
+            moved[:, self.moved_rest], log_det = image.T, log_det + log_slope.sum(dim=0)
+        return moved, log_det
