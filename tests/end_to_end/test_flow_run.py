@@ -1,0 +1,39 @@
+"""A flow instead of the diffusion: the same stages, the same weights of all internal coordinates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.reweighting import importance_log_weights
+from hpc_molgen.run import Run
+from tests.conftest import CommandLine
+
+SETTINGS = {
+    "surrogate": "{name: flow, layers: 4, hidden: 48}", "reference.n_walkers": 8, "reference.production_ps": 400,
+    "train.n_steps": 250, "train.warmup_steps": 20, "train.batch_size": 256, "sample.n_samples": 2000,
+    "correct.n_structures": 5,
+}  # fmt: skip
+
+
+def test_a_flow_is_a_surrogate_like_the_other(command: CommandLine, tmp_path: Path) -> None:
+    """Weights are those of OpenMM's energies and the flow's own ln q; many samples share them."""
+    given = (part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}"))
+    ended = command("run", "alanine-dipeptide", "--out", str(tmp_path / "run"), "--to", "correct", *given)
+    assert ended.returncode == 0, ended.stderr
+    run = Run.open(tmp_path / "run")
+    assert run.details("sample")["network_evaluations"] == 1
+    proposals = read_ensemble(run.path("sample", "proposals.h5"), run.system)
+    weighted = read_ensemble(run.path("correct", "weighted.h5"), run.system)
+    chosen = np.arange(0, 2000, 40)
+    energies = Engine(run.system, "Reference").reduced_energy(proposals.positions_nm[chosen])
+    expected = importance_log_weights(energies, proposals.log_density[chosen])
+    finite = np.isfinite(expected) & (energies < 1e4)
+    assert finite.sum() > 40
+    np.testing.assert_allclose(weighted.log_weight[chosen][finite], expected[finite], atol=1e-2, rtol=1e-5)
+    found = json.loads(run.path("correct", "diagnostics.json").read_text())
+    assert found["ess_fraction"] > 0.05 and len(list(run.path("correct", "pdb").glob("*.pdb"))) == 5
