@@ -211,6 +211,16 @@ class TrainConfig(Model):
     threads: int = Field(1, ge=1, description="CPU threads of each rank; more pay only for wide networks on an idle machine")
 
 
+class RefineConfig(Model):
+    """Further training of a surrogate that knows ln q, on its own samples with their Boltzmann weights."""
+
+    rounds: int = Field(0, ge=0, description="of sampling, weighing and training; one to three are usual")
+    n_samples: int = Field(100_000, ge=1000, description="of each round, with an energy each")
+    n_steps: int = Field(500, ge=1, description="of training in each round, with train.batch_size")
+    learning_rate: float = Field(1e-3, gt=0)
+    clip_share: float = Field(1e-3, gt=0, lt=1, description="share of the largest weights that are made equal for training")
+
+
 class SampleConfig(Model):
     """Sampling of the trained surrogate."""
 
@@ -344,6 +354,7 @@ class RunConfig(Model):
     representation: RepresentationConfig = RepresentationConfig()
     surrogate: SurrogateConfig = DiffusionConfig()
     train: TrainConfig = TrainConfig()
+    refine: RefineConfig = RefineConfig()
     sample: SampleConfig = SampleConfig()
     correct: CorrectConfig = CorrectConfig()
     farm: FarmConfig = FarmConfig()
@@ -370,6 +381,12 @@ class RunConfig(Model):
                 "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, "
                 "or set correct.weights false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_need_a_density(self) -> RunConfig:
+        if self.refine.rounds and self.makes_trajectories:
+            raise ValueError("refine.rounds trains on weighted samples, and a surrogate of trajectories has no ln q: set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -40,12 +40,16 @@ def featurize(run: Run) -> None:
 
 
 def train(run: Run) -> None:
-    """Training frames -> train/surrogate.safetensors, checkpoints and metrics.jsonl; data-parallel under torchrun."""
+    """Training frames, then own samples -> train/surrogate.safetensors, metrics.jsonl; data-parallel under torchrun."""
     from hpc_molgen.training.stage import train_surrogate
 
     with run.stage("train") as details:
         if run.workers.trains:
             details |= train_surrogate(run)
+            if run.config.refine.rounds:
+                from hpc_molgen.refinement import refine_surrogate
+
+                details |= refine_surrogate(run)
 
 
 def sample(run: Run) -> None:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reference": (("system", "reference"), ()),
     "featurize": (("representation",), ("reference",)),
-    "train": (("surrogate", "train"), ("featurize",)),
+    "train": (("surrogate", "train", "refine"), ("featurize",)),
     "sample": (("sample",), ("train",)),
     "correct": (("correct",), ("sample",)),
     "farm": (("farm",), ("correct",)),

@@ -15,6 +15,7 @@ import torch
 from openmm import app, unit
 from scipy import stats
 
+from hpc_molgen import native
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics import kernel, torch_energies
 from hpc_molgen.dynamics.batched import BatchedSystem, split_copies, try_batched
@@ -712,17 +713,17 @@ def test_a_damaged_or_foreign_kernel_library_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that does not load, and one whose structures differ from those of the Python code (an old build)."""
-    real = kernel._library_path
+    real = native._library_path
     (tmp_path / "torn.so").write_bytes(b"no library")
-    monkeypatch.setattr(kernel, "_library_path", lambda _variant: tmp_path / "torn.so")
-    kernel._open.cache_clear()
+    monkeypatch.setattr(native, "_library_path", lambda _directory, _name: tmp_path / "torn.so")
+    native.open_variant.cache_clear()
     assert built_variants() == []
     assert "torn.so cannot be used" in caplog.text
-    monkeypatch.setattr(kernel, "_library_path", real)
-    monkeypatch.setattr(kernel, "_DynamicsArrays", kernel._TermArrays)
-    kernel._open.cache_clear()
+    monkeypatch.setattr(native, "_library_path", real)
+    monkeypatch.setattr(kernel, "_LAYOUT", kernel._LAYOUT + 1)
+    native.open_variant.cache_clear()
     assert built_variants() == []
-    if any(real(variant) for variant in VARIANTS):
+    if any(real(kernel._DIRECTORY, variant) for variant in VARIANTS):
         assert "built from other sources" in caplog.text
     monkeypatch.undo()
-    kernel._open.cache_clear()
+    native.open_variant.cache_clear()

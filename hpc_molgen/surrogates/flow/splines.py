@@ -96,7 +96,8 @@ def unit_spline(x: torch.Tensor, logits: torch.Tensor, *, circular: bool, invers
     torch.Tensor, torch.Tensor, shape=(d, n)
         The image, and ln of the slope there.
     """
-    if x.device.type == "cpu" and x.dtype in _SUFFIXES and _library() is not None:
+    fits = x.device.type == "cpu" and x.dtype in _SUFFIXES and len(logits) <= 3 * MOST_BINS
+    if fits and _library() is not None:
         image, log_slope = _Native.apply(x, logits, circular, inverse)  # type: ignore[no-untyped-call]
         return image, log_slope
     return plain_unit_spline(x, logits, circular=circular, inverse=inverse)
