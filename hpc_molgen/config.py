@@ -386,7 +386,7 @@ class RunConfig(Model):
     @model_validator(mode="after")
     def _rounds_need_a_density(self) -> RunConfig:
         if self.refine.rounds and self.makes_trajectories:
-            raise ValueError("refine.rounds trains on weighted samples, and a surrogate of trajectories has no ln q: set it to 0")
+            raise ValueError("refine.rounds needs weights, and a surrogate of trajectories has no ln q: set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -92,9 +92,7 @@ def _pool(
     return torch.cat([block["features"] for block in blocks]), torch.cat([block["log_weight"] for block in blocks]).numpy()
 
 
-def _write_block(
-    path: Path, run: Run, representation: Representation, surrogate: Surrogate, n: int, seed: int
-) -> None:
+def _write_block(path: Path, run: Run, representation: Representation, surrogate: Surrogate, n: int, seed: int) -> None:
     features, log_q = surrogate.sample(n, seed, log_density=True)
     assert log_q is not None
     positions, log_abs_det = representation.decode(features.cpu())

@@ -16,7 +16,8 @@ from tests.conftest import CommandLine
 SETTINGS = {
     "surrogate": "{name: flow, layers: 4, hidden: 48}", "reference.n_walkers": 8, "reference.production_ps": 400,
     "train.n_steps": 250, "train.warmup_steps": 20, "train.batch_size": 256, "sample.n_samples": 2000,
-    "correct.n_structures": 5, "refine.rounds": 2, "refine.n_samples": 40000, "refine.n_steps": 60, "refine.learning_rate": 5e-4,
+    "correct.n_structures": 5, "refine.rounds": 2, "refine.n_samples": 40000, "refine.n_steps": 60,
+    "refine.learning_rate": 5e-4,
 }  # fmt: skip
 
 
