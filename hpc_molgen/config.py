@@ -217,7 +217,7 @@ class RefineConfig(Model):
     rounds: int = Field(0, ge=0, description="of sampling, weighing and training; one to three are usual")
     n_samples: int = Field(100_000, ge=1000, description="of each round, with an energy each")
     n_steps: int = Field(500, ge=1, description="of training in each round, with train.batch_size")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, description="a fifth of train.learning_rate or less: more undoes what was learnt")
     clip_share: float = Field(1e-3, gt=0, lt=1, description="share of the largest weights that are made equal for training")
 
 
