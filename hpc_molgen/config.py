@@ -385,8 +385,12 @@ class RunConfig(Model):
 
     @model_validator(mode="after")
     def _rounds_need_a_density(self) -> RunConfig:
-        if self.refine.rounds and self.makes_trajectories:
-            raise ValueError("refine.rounds needs weights, and a surrogate of trajectories has no ln q: set it to 0")
+        has_density = self.sample.sampler == "ode" and self.sample.log_density and not self.makes_trajectories
+        if self.refine.rounds and not has_density:
+            raise ValueError(
+                "refine.rounds needs ln q, which surrogates of trajectories and the ancestral sampler lack: set it to 0, or "
+                "sample.sampler 'ode' with sample.log_density true"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hpc_molgen import reweighting
+from hpc_molgen import datasets, reweighting
 from hpc_molgen.dynamics.choice import choose_energies, energy_function
-from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import load_representation
+from hpc_molgen.sampling import draw_structures
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import Surrogate, load_surrogate
 from hpc_molgen.tensorfiles import load_tensors, save_tensors
 from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import ProcessGroup, process_group
 from hpc_molgen.training.loop import Trainer
-from hpc_molgen.training.stage import training_sets
+from hpc_molgen.training.stage import structures
 from hpc_molgen.workers import Stopwatch
 
 if TYPE_CHECKING:
@@ -40,16 +40,14 @@ def refine_surrogate(run: Run) -> dict[str, Any]:
     Raises
     ------
     InputError
-        When the surrogate knows no ln q.
+        When no sample of a block has a finite energy.
     """
     config, seed = run.config.refine, run.config.seed
     group = process_group(run.config.train.device)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     final = run.path("train", "surrogate.safetensors")
     surrogate = load_surrogate(final, run.system.key)
-    if not surrogate.has_log_density:
-        raise InputError("refine.rounds: this surrogate knows no ln q, so its samples have no weights to be trained on")
-    _, held_out = training_sets(run, representation)
+    held_out = structures(datasets.load_split(run)[1], representation)
     own = {"n_steps": config.n_steps, "learning_rate": config.learning_rate, "validate_every": config.n_steps}
     training = run.config.train.model_copy(update=own)
     watch, rounds = Stopwatch(), []
@@ -59,7 +57,7 @@ def refine_surrogate(run: Run) -> dict[str, Any]:
         done = directory / "surrogate.safetensors"
         pool, log_weight = _pool(run, representation, surrogate.to(group.device), number, group)
         rounds.append(reweighting.diagnose(log_weight).as_dict())
-        if not done.exists():
+        if not group.from_root(done.exists()):
             limited = reweighting.clipped(log_weight, config.clip_share)
             data = TrainingSet(pool, torch.as_tensor(reweighting.normalised_weights(limited)))
             own_seed = derive_seed(seed, "round", number)
@@ -93,10 +91,8 @@ def _pool(
 
 
 def _write_block(path: Path, run: Run, representation: Representation, surrogate: Surrogate, n: int, seed: int) -> None:
-    features, log_q = surrogate.sample(n, seed, log_density=True)
-    assert log_q is not None
-    positions, log_abs_det = representation.decode(features.cpu())
-    energies = energy_function(run.system, choose_energies(run.system), run.config.refine.n_samples)(positions.numpy())
-    log_weight = reweighting.importance_log_weights(energies, (log_q.cpu() - log_abs_det).numpy())
-    tensors = {"features": features.float().cpu(), "log_weight": torch.as_tensor(log_weight)}
+    features, positions, log_density = draw_structures(surrogate, representation, run.config.sample, n, seed)
+    energies = energy_function(run.system, choose_energies(run.system), run.config.refine.n_samples)(positions)
+    log_weight = reweighting.importance_log_weights(energies, log_density)
+    tensors = {"features": features.float(), "log_weight": torch.as_tensor(log_weight)}
     save_tensors(path, tensors, {"name": "samples", "system_key": run.system.key})

@@ -18,6 +18,8 @@ from hpc_molgen.trajectories import TrajectorySet, read_trajectories
 from hpc_molgen.workers import Stopwatch, local_rank
 
 if TYPE_CHECKING:
+    import torch
+
     from hpc_molgen.representations.base import Representation
     from hpc_molgen.representations.cvs import CollectiveVariables
     from hpc_molgen.run import Run
@@ -82,22 +84,30 @@ def _draw(shard: Shard) -> None:
     if surrogate.of == "trajectories":
         _draw_series(shard, surrogate, representation, watch)
         return
-    if shard.config.log_density and shard.config.sampler == "ode" and not surrogate.has_log_density:
-        raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
-    features, log_q = surrogate.sample(
-        shard.n,
-        derive_seed(shard.seed, "sample", shard.index),
-        sampler=shard.config.sampler,
-        n_steps=n_steps(shard.config),
-        log_density=shard.config.log_density and shard.config.sampler == "ode",
-    )
-    positions, log_abs_det = representation.decode(features.cpu())
-    log_density = None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
-    ensemble = Ensemble.create(
-        shard.system, positions.numpy(), log_density=log_density, parent=np.arange(shard.start, shard.start + shard.n)
-    )
+    seed = derive_seed(shard.seed, "sample", shard.index)
+    _, positions, log_density = draw_structures(surrogate, representation, shard.config, shard.n, seed)
+    parent = np.arange(shard.start, shard.start + shard.n)
+    ensemble = Ensemble.create(shard.system, positions, log_density=log_density, parent=parent)
     attributes = {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s}
     write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
+
+
+def draw_structures(
+    surrogate: Surrogate, representation: Representation, config: SampleConfig, n: int, seed: int
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray | None]:
+    """Draw features (n, n_features), their positions (n, n_atoms, 3), and ln q (n,) of these, as the configuration asks.
+
+    Raises
+    ------
+    InputError
+        If ln q is asked for and the surrogate knows none.
+    """
+    wanted = config.log_density and config.sampler == "ode"
+    if wanted and not surrogate.has_log_density:
+        raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
+    features, log_q = surrogate.sample(n, seed, sampler=config.sampler, n_steps=n_steps(config), log_density=wanted)
+    positions, log_abs_det = representation.decode(features.cpu())
+    return features.cpu(), positions.numpy(), None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
 
 
 def _draw_series(shard: Shard, surrogate: Surrogate, variables: Representation, watch: Stopwatch) -> None:

@@ -154,8 +154,7 @@ class InternalRepresentation(Representation):
         return relabel(positions_nm, self.zmatrix, self.symmetries, self._centre)
 
     def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
-        parts = [self._encoded(part) for part in torch.split(positions_nm, CHUNK)]
-        return torch.cat(parts) if parts else self._encoded(positions_nm)
+        return torch.cat([self._encoded(part) for part in torch.split(positions_nm, CHUNK)])
 
     def _encoded(self, positions_nm: torch.Tensor) -> torch.Tensor:
         bonds, angles, torsions = self.zmatrix.to_internal(self.canonicalise(positions_nm.to(torch.float64)))

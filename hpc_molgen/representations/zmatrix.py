@@ -136,13 +136,12 @@ class ZMatrix:
         Torsions of rows with a sibling are differences to the sibling's, wrapped into (-pi, pi].
         """
         x = positions_nm
-        index = torch.tensor([[row.atom, row.a, row.b, row.c] for row in self.rows])
-        atom, a, b, c = (index[:, column] for column in range(4))
+        atom, a, b = (torch.tensor(column) for column in zip(*((row.atom, row.a, row.b) for row in self.rows), strict=True))
         bonds = torch.linalg.vector_norm(x[:, atom[1:]] - x[:, a[1:]], dim=-1)
         u = x[:, atom[2:]] - x[:, a[2:]]
         v = x[:, b[2:]] - x[:, a[2:]]
         angles = torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(u, v), dim=-1), (u * v).sum(-1))
-        torsions = _torsion(x[:, atom[3:]], x[:, a[3:]], x[:, b[3:]], x[:, c[3:]])
+        torsions = self.torsions(x, range(3, len(self.rows)))
         leaders = torch.tensor([row.sibling - 3 if row.sibling >= 0 else -1 for row in self.rows[3:]])
         follows = leaders >= 0
         offsets = torch.where(follows, torsions[:, leaders.clamp(min=0)], torch.zeros_like(torsions))

@@ -69,9 +69,3 @@ def torus_velocity(delta: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
     slope = 2 * torch.sin(phi) * (k * cosine ** (k**2 - 1) * torch.sin(angle)).sum(-1)
     density = (1 + 2 * (cosine ** (k**2) * torch.cos(angle)).sum(-1)).clamp(min=1e-3)
     return torch.where(near, from_images, slope / density)
-
-
-def log_prior(features: torch.Tensor, n_torus: int) -> torch.Tensor:
-    """Log-density (n,) of the prior: uniform angles, standard normal rest."""
-    rest = features[:, n_torus:]
-    return -0.5 * (rest**2).sum(-1) - 0.5 * rest.shape[1] * math.log(2 * math.pi) - n_torus * math.log(2 * math.pi)

@@ -13,7 +13,8 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import torch_generator
 from hpc_molgen.surrogates.base import Surrogate
 from hpc_molgen.surrogates.diffusion.network import VelocityNetwork
-from hpc_molgen.surrogates.diffusion.process import HALF_PI, log_prior, noise_angle, torus_sd, torus_velocity
+from hpc_molgen.surrogates.diffusion.process import HALF_PI, noise_angle, torus_sd, torus_velocity
+from hpc_molgen.surrogates.prior import draw_prior, log_prior
 
 
 class DiffusionSurrogate(Surrogate):
@@ -71,9 +72,7 @@ class DiffusionSurrogate(Surrogate):
 
     def draw_prior(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Features (n, n_features) at phi = pi/2: uniform angles, standard normal rest."""
-        uniform = (2 * torch.rand((n, self.n_torus), generator=generator) - 1) * math.pi
-        normal = torch.randn((n, self.n_features - self.n_torus), generator=generator)
-        return torch.cat([uniform, normal], dim=1).to(self._like())
+        return draw_prior(n, self.n_torus, self.n_features - self.n_torus, generator).to(self._like())
 
     def _like(self) -> torch.Tensor:
         return next(self.parameters())

@@ -75,7 +75,8 @@ class Coupling(nn.Module):
         n = len(features)
         angles = (features[:, self.kept_angles, None] * self.multiples).flatten(1)
         kept = torch.cat([torch.cos(angles), torch.sin(angles), features[:, self.kept_rest]], dim=1)
-        of_angles, of_rest = self.conditioner(kept).split(self.sizes)
+        # in bf16 the network alone: a spline's inverse and slope need the digits
+        of_angles, of_rest = self.conditioner(kept).to(features.dtype).split(self.sizes)
         moved, log_det = features.clone(), features.new_zeros(n)
         if self.n_angles:
             shape = of_angles.reshape(-1, self.n_angles, n)

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from hpc_molgen import native
+from hpc_molgen.angles import wrap_angle
 
 LEAST_WIDTH = 1e-3  # of a bin, in units of the interval; as in splines.cpp
 LEAST_SLOPE = 1e-3
@@ -51,8 +52,7 @@ def circular_spline(angles: torch.Tensor, parameters: torch.Tensor, *, inverse: 
     turn = parameters[-1]
     start = angles if inverse else angles + turn
     unit, log_slope = unit_spline(start.remainder(2 * math.pi) / (2 * math.pi), parameters[:-1], circular=True, inverse=inverse)
-    end = 2 * math.pi * unit - (turn if inverse else 0)
-    return (end + math.pi).remainder(2 * math.pi) - math.pi, log_slope
+    return wrap_angle(2 * math.pi * unit - (turn if inverse else 0)), log_slope
 
 
 def line_spline(x: torch.Tensor, parameters: torch.Tensor, bound: float, *, inverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +96,7 @@ def unit_spline(x: torch.Tensor, logits: torch.Tensor, *, circular: bool, invers
     torch.Tensor, torch.Tensor, shape=(d, n)
         The image, and ln of the slope there.
     """
-    fits = x.device.type == "cpu" and x.dtype in _SUFFIXES and len(logits) <= 3 * MOST_BINS
+    fits = x.device.type == "cpu" and x.dtype == logits.dtype and x.dtype in _SUFFIXES and len(logits) <= 3 * MOST_BINS
     if fits and _library() is not None:
         image, log_slope = _Native.apply(x, logits, circular, inverse)  # type: ignore[no-untyped-call]
         return image, log_slope

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import torch_generator
 from hpc_molgen.surrogates.base import Surrogate
 from hpc_molgen.surrogates.flow.coupling import Coupling
+from hpc_molgen.surrogates.prior import draw_prior, log_prior
 
 BATCH = 8192  # samples drawn at once
 
@@ -89,13 +89,7 @@ class FlowSurrogate(Surrogate):
         for coupling in reversed(self.couplings):
             features, log_det = coupling(features, inverse=True)
             total = total + log_det
-        return total + self._log_prior(features)
-
-    def _log_prior(self, features: torch.Tensor) -> torch.Tensor:
-        """Uniform angles, standard normal rest."""
-        rest = features[:, self.n_torus :]
-        constant = self.n_torus * math.log(2 * math.pi) + 0.5 * self.n_euclidean * math.log(2 * math.pi)
-        return -0.5 * rest.square().sum(dim=1) - constant
+        return total + log_prior(features, self.n_torus)
 
     @torch.no_grad()
     def log_density(self, features: torch.Tensor) -> torch.Tensor:
@@ -122,14 +116,12 @@ class FlowSurrogate(Surrogate):
         found = []
         for start in range(0, n, BATCH):
             rows = min(BATCH, n - start)
-            uniform = (2 * torch.rand((rows, self.n_torus), generator=generator) - 1) * math.pi
-            normal = torch.randn((rows, self.n_euclidean), generator=generator)
-            found.append(self._moved(torch.cat([uniform, normal], dim=1).to(like)))
+            found.append(self._moved(draw_prior(rows, self.n_torus, self.n_euclidean, generator).to(like)))
         features, log_density = (torch.cat(parts) for parts in zip(*found, strict=True))
         return features, log_density if options.get("log_density", True) else None
 
     def _moved(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        total = self._log_prior(features).double()
+        total = log_prior(features, self.n_torus).double()
         for coupling in self.couplings:
             features, log_det = coupling(features, inverse=False)
             total = total - log_det.double()
