@@ -77,6 +77,7 @@ setup(
         "openmm>=8.1",
         "psutil>=5.9",
         "pydantic>=2.7",
+        "pymbar>=4.0",
         "pyyaml>=6.0",
         "rich>=13.7",
         "safetensors>=0.4.3",

@@ -19,6 +19,10 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 Platform = Literal["auto", "batched", "Reference", "CPU", "CUDA", "OpenCL", "HIP"]
+Integrator = Literal["rk4", "dopri5", "adams", "heun", "euler", "adaptive"]
+ODE_STEPS: dict[Integrator, int] = {"rk4": 6, "dopri5": 5, "adams": 20, "heun": 12, "euler": 50, "adaptive": 0}
+PATH_STEPS = 50
+ANCESTRAL_STEPS = 1000
 
 
 class Model(BaseModel):
@@ -81,6 +85,13 @@ class ReferenceConfig(Model):
     tempering_kelvin: tuple[float, ...] = Field(
         (), description="parallel tempering: temperatures above the system's, ascending; each walker is then a ladder of copies"
     )
+    training_kelvin: float | None = Field(
+        None,
+        gt=0,
+        description="temperature of the walkers that training sees, above the system's: barriers are crossed sooner, and the "
+        "surrogate is then cooled by weights (refine); those held out stay at the system's. None: the same for all",
+    )
+    training_ps: float | None = Field(None, gt=0, description="length of the walkers that training sees; None: production_ps")
     labels: tuple[LabelConfig, ...] = Field(
         (), description="for surrogates of trajectories: walkers take them in turn; one generator serves them all"
     )
@@ -140,6 +151,10 @@ class FlowConfig(Model):
     bins: int = Field(8, ge=2, le=64, description="of the splines of real numbers")
     torus_bins: int = Field(16, ge=2, le=64, description="of the splines of angles")
     bound: float = Field(6.0, gt=0, description="standard deviations within which real numbers are moved by splines")
+    temperatures: bool = Field(
+        False,
+        description="one flow for all temperatures from reference.training_kelvin down: it is told which, and trained at each",
+    )
 
 
 class GanConfig(Model):
@@ -212,13 +227,27 @@ class TrainConfig(Model):
 
 
 class RefineConfig(Model):
-    """Further training of a surrogate that knows ln q, on its own samples with their Boltzmann weights."""
+    """Further training of a surrogate that knows ln q, on its own samples with their Boltzmann weights.
 
-    rounds: int = Field(0, ge=0, description="of sampling, weighing and training; one to three are usual")
+    After training at `reference.training_kelvin` rounds cool the surrogate to the system's temperature, as many as that takes.
+    """
+
+    start: Literal["frames", "prior"] = Field(
+        "frames",
+        description="what is trained on before the rounds: reference frames, or ('prior') samples of the prior by their "
+        "Boltzmann weights, annealed where these are worth too little: energies alone, frames serve to scale the coordinates",
+    )
+    start_samples: int = Field(20_000, ge=1000, description="of start 'prior', effective ones")
+    rounds: int = Field(
+        0, ge=0, description="of sampling, weighing and training at the system's temperature; one to three are usual"
+    )
     n_samples: int = Field(100_000, ge=1000, description="of each round, with an energy each")
     n_steps: int = Field(500, ge=1, description="of training in each round, with train.batch_size")
     learning_rate: float = Field(3e-4, gt=0, description="a fifth of train.learning_rate or less: more undoes what was learnt")
     clip_share: float = Field(1e-3, gt=0, lt=1, description="share of the largest weights that are made equal for training")
+    cooling_ess: float = Field(
+        0.2, gt=0, lt=1, description="effective share of the samples, which decides how much colder each round is than the last"
+    )
 
 
 class SampleConfig(Model):
@@ -231,11 +260,25 @@ class SampleConfig(Model):
         ge=1,
         description="join segments of so many frames (with surrogate.start_frame, and as trained by default; else one pass)",
     )
-    sampler: Literal["ode", "ancestral"] = Field("ode", description="'ancestral' has no ln q")
-    n_steps: int | None = Field(
-        None, ge=1, description="'ode': Runge-Kutta steps of 4 evaluations (None: 8); 'ancestral': noise levels (None: 1000)"
+    sampler: Literal["ode", "path", "ancestral"] = Field(
+        "ode",
+        description="of the diffusion surrogate: 'ode' with ln q of the samples; 'path': a stochastic chain with weights on "
+        "whole paths, exact for any number of steps; 'ancestral': a stochastic chain without weights",
     )
-    log_density: bool = Field(True, description="exact ln q along the ODE; importance weights need it")
+    integrator: Integrator = Field(
+        "rk4",
+        description="of 'ode': Runge-Kutta of order 4, 5 (dopri5), 2 (heun), 1 (euler), Adams-Bashforth of order 3 (adams), or "
+        "Dormand-Prince 5(4) with steps chosen by sample.tolerance (adaptive)",
+    )
+    n_steps: int | None = Field(
+        None,
+        ge=1,
+        description="of 'ode': steps of 4, 6 (dopri5), 2 (heun) or 1 evaluations (None: 6, 5, 12; adams 20, euler 50); "
+        "of 'path' and 'ancestral': noise levels (None: 50 and 1000)",
+    )
+    tolerance: float = Field(1e-3, gt=0, description="of 'adaptive': error of a step, in features and in ln q")
+    compile: bool = Field(False, description="torch.compile of 'ode': up to a minute for each shard, a fifth less a sample")
+    log_density: bool = Field(True, description="ln q along the ODE, or its like on paths; importance weights need it")
     shard_size: int = Field(1000, ge=1)
 
 
@@ -243,7 +286,19 @@ class CorrectConfig(Model):
     """Importance weights and the structures written from them."""
 
     weights: bool = Field(True, description="False keeps the raw samples (a surrogate without ln q needs this)")
+    method: Literal["auto", "weights", "anneal"] = Field(
+        "auto",
+        description="'weights': importance weights of the samples as they are; 'anneal': samples are moved to the Boltzmann "
+        "distribution (sequential Monte Carlo, or exact chains where ln q takes an integration); 'auto': that where the "
+        "effective share of the samples is below a tenth",
+    )
+    island_size: int = Field(1000, ge=20, description="samples that are moved together, one item of work")
+    moves: int = Field(4, ge=1, description="Langevin steps at each temperature, or between two offers to a chain")
+    conditional_ess: float = Field(0.9, gt=0, lt=1, description="nearer to one: more temperatures")
     n_structures: int = Field(100, ge=1, description="PDB files, drawn by systematic resampling")
+    check_frames: int = Field(
+        2000, ge=0, description="held-out frames whose ln q tells whether the surrogate covers the ensemble; 0: none"
+    )
 
 
 class FarmConfig(Model):
@@ -378,19 +433,50 @@ class RunConfig(Model):
             return self  # `correct` has no weights for it, and says so
         if self.correct.weights and (self.sample.sampler == "ancestral" or not self.sample.log_density):
             raise ValueError(
-                "correct.weights needs ln q: use sample.sampler 'ode' with sample.log_density true, "
+                "correct.weights needs ln q: use sample.sampler 'ode' or 'path' with sample.log_density true, "
                 "or set correct.weights false"
             )
         return self
 
     @model_validator(mode="after")
+    def _paths_are_of_a_diffusion(self) -> RunConfig:
+        sample = self.sample
+        if sample.sampler == "path" and not isinstance(self.surrogate, DiffusionConfig):
+            raise ValueError("sample.sampler 'path' needs surrogate.name diffusion: other surrogates have no steps")
+        if sample.integrator == "adaptive" and sample.sampler == "ode" and sample.n_steps is not None:
+            raise ValueError("sample.n_steps: the adaptive integrator chooses its steps by sample.tolerance; leave n_steps out")
+        return self
+
+    @model_validator(mode="after")
     def _rounds_need_a_density(self) -> RunConfig:
-        has_density = self.sample.sampler == "ode" and self.sample.log_density and not self.makes_trajectories
+        has_density = self.sample.sampler != "ancestral" and self.sample.log_density and not self.makes_trajectories
         if self.refine.rounds and not has_density:
             raise ValueError(
                 "refine.rounds needs ln q, which surrogates of trajectories and the ancestral sampler lack: set it to 0, or "
-                "sample.sampler 'ode' with sample.log_density true"
+                "sample.sampler 'ode' or 'path' with sample.log_density true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _hot_frames_are_cooled(self) -> RunConfig:
+        reference, kelvin = self.reference, self.reference.training_kelvin
+        if kelvin is None:
+            if isinstance(self.surrogate, FlowConfig) and self.surrogate.temperatures:
+                raise ValueError("surrogate.temperatures: set reference.training_kelvin, from which on temperatures are learnt")
+        elif kelvin <= self.system.temperature_kelvin:
+            cold = self.system.temperature_kelvin
+            raise ValueError(f"reference.training_kelvin {kelvin:g} must be above system.temperature_kelvin {cold:g}")
+        elif self.makes_trajectories or self.sample.sampler == "ancestral" or not self.sample.log_density:
+            raise ValueError(
+                "reference.training_kelvin needs ln q, by which a surrogate is cooled: surrogates of trajectories and the "
+                "ancestral sampler lack it"
+            )
+        elif n_held_out(reference.n_walkers, reference.held_out_fraction) < 2:
+            raise ValueError("reference.training_kelvin needs two held-out walkers at least, at the system's temperature")
+        elif reference.trajectories or reference.tempering_kelvin:
+            raise ValueError("reference.training_kelvin is for simulated walkers without reference.tempering_kelvin")
+        if self.refine.start == "prior" and self.makes_trajectories:
+            raise ValueError("refine.start 'prior' is for surrogates of structures")
         return self
 
     @model_validator(mode="after")
@@ -458,6 +544,11 @@ class RunConfig(Model):
 def n_held_out(n: int, fraction: float) -> int:
     """How many of the first `n` trajectories are held out."""
     return int(n * fraction + 1e-9)
+
+
+def is_held_out(walker: int, fraction: float) -> bool:
+    """Spread the held-out walkers evenly: one of two for a fraction of 0.5, one of four for 0.25."""
+    return n_held_out(walker + 1, fraction) > n_held_out(walker, fraction)
 
 
 def preset_names() -> list[str]:

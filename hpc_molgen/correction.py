@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from hpc_molgen import datasets, reweighting
+from hpc_molgen import coverage, datasets, reweighting
+from hpc_molgen.annealing import Island, Moved, join_islands
 from hpc_molgen.config import dump_config
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.files import write_json
@@ -22,6 +25,7 @@ from hpc_molgen.workers import Stopwatch
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
 
+log = logging.getLogger(__name__)
 CHUNK = 2000
 
 
@@ -58,8 +62,13 @@ def chunk_energies(chunk: Chunk) -> tuple[np.ndarray, float]:
     return energies, watch.cpu_s
 
 
-def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[str, Any]:
-    """Weigh the proposals, write weighted.h5, diagnostics.json and pdb/; return the figures of the stage."""
+def write_weighted(
+    run: Run, energies: list[tuple[np.ndarray, float]], islands: Sequence[Island] = (), moved: Sequence[Moved] = ()
+) -> dict[str, Any]:
+    """Weigh the proposals, write weighted.h5, diagnostics.json and pdb/; return the figures of the stage.
+
+    Where islands of proposals were moved, what became of them is annealed.h5, and estimates and structures come from there.
+    """
     if run.config.makes_trajectories:
         return write_frames(run)
     config, system = run.config.correct, run.system
@@ -68,6 +77,7 @@ def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[s
     log_weight = np.zeros(len(proposals))
     diagnostics: dict[str, Any] = {"weighted": config.weights, "target": run.details("featurize")["target"]}
     if config.weights:
+        diagnostics["density"] = run.details("sample").get("density", "exact")
         log_weight = reweighting.importance_log_weights(reduced_energy, proposals.log_density)
         diagnostics |= reweighting.diagnose(log_weight).as_dict()
     weighted = dataclasses.replace(proposals, reduced_energy=reduced_energy, log_weight=log_weight)
@@ -79,15 +89,37 @@ def write_weighted(run: Run, energies: list[tuple[np.ndarray, float]]) -> dict[s
     checks = checker(weighted.positions_nm, weighted.reduced_energy)
     diagnostics["failed_fractions_of_samples"] = check_fractions(checks)
     generator = numpy_generator(run.config.seed, "structures")
-    chosen = reweighting.systematic_resample(log_weight, config.n_structures, generator)
-    structures: Ensemble = dataclasses.replace(weighted[chosen], parent=chosen)
+    source = weighted
+    if islands:
+        source = _write_moved(run, islands, moved, diagnostics)
+        checks = checker(source.positions_nm, source.reduced_energy)
+    chosen = reweighting.systematic_resample(source.log_weight, config.n_structures, generator)
+    structures: Ensemble = dataclasses.replace(source[chosen], parent=chosen)
     chosen_checks = [checks[index] for index in chosen]
     diagnostics["failed_fractions_of_structures"] = check_fractions(chosen_checks)
     diagnostics["distinct_parents"] = len(set(chosen.tolist()))
     write_structures(run.path("correct", "pdb"), structures, system, chosen_checks)
-    diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies)
+    diagnostics["coverage"] = coverage.check_coverage(run, weighted, held_out, source if islands else None)
+    diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies) + diagnostics.get("annealed", {}).get("cpu_s", 0.0)
     write_json(run.path("correct", "diagnostics.json"), diagnostics)
     return diagnostics
+
+
+def _write_moved(run: Run, islands: Sequence[Island], moved: Sequence[Moved], diagnostics: dict[str, Any]) -> Ensemble:
+    """Write annealed.h5, and put its figures in the place of those of the importance weights, which are kept beside them."""
+    ensemble, about = join_islands(run, islands, moved)
+    names = dataclasses.fields(reweighting.WeightDiagnostics)
+    diagnostics["importance"] = {field.name: diagnostics[field.name] for field in names}
+    diagnostics["annealed"] = about
+    diagnostics |= reweighting.diagnose(ensemble.log_weight).as_dict()
+    path, config_yaml = run.path("correct", "annealed.h5"), dump_config(run.config)
+    write_ensemble(path, ensemble, run.system, seed=run.config.seed, config_yaml=config_yaml)
+    share = 100 * diagnostics["importance"]["ess_fraction"]
+    log.warning(
+        "the effective share of the samples is %.2g %%: estimates come from %s of %d islands, not from weights alone",
+        share, about["kind"], about["islands"],
+    )  # fmt: skip
+    return ensemble
 
 
 def write_frames(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_molgen.config import n_held_out
+from hpc_molgen.config import is_held_out
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json, write_json
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from hpc_molgen.representations.base import Representation
     from hpc_molgen.representations.latent import LatentVariables
     from hpc_molgen.run import Run
-
-
-def is_held_out(walker: int, fraction: float) -> bool:
-    """Spread the held-out walkers evenly: one of two for a fraction of 0.5, one of four for 0.25."""
-    return n_held_out(walker + 1, fraction) > n_held_out(walker, fraction)
 
 
 def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
@@ -136,7 +131,7 @@ def fit_representation(run: Run) -> Representation:
     kind = representation_class(config.name)
     if not config.is_series:
         train, _ = load_split(run)
-        return kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train))
+        return kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train, training_log_temperature(run)))
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     latent = _learn_latent(run) if config.name == "latent" else None
@@ -223,6 +218,20 @@ def load_channels(directory: Path, side: str) -> Channels:
     return Channels(values, n_frames, conditions)
 
 
-def boltzmann_weights(ensemble: Ensemble) -> np.ndarray:
-    """Return normalised weights (n,) that turn frames (of biased MD, say) into Boltzmann averages."""
-    return normalised_weights(ensemble.log_weight)
+def boltzmann_weights(ensemble: Ensemble, log_temperature: float = 0.0) -> np.ndarray:
+    """Return normalised weights (n,) that turn frames (of biased or of hot MD, say) into Boltzmann averages.
+
+    Parameters
+    ----------
+    log_temperature : float
+        ln(T / T0) of the temperature of these averages, T0 being the system's.
+    """
+    if not log_temperature:
+        return normalised_weights(ensemble.log_weight)
+    return normalised_weights(ensemble.log_weight + (1 - np.exp(-log_temperature)) * ensemble.reduced_energy)
+
+
+def training_log_temperature(run: Run) -> float:
+    """Return ln(T / T0) of the walkers that training sees, T0 being the system's temperature."""
+    kelvin = run.system.temperature_kelvin
+    return float(np.log((run.config.reference.training_kelvin or kelvin) / kelvin))

@@ -41,15 +41,13 @@ def featurize(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Training frames, then own samples -> train/surrogate.safetensors, metrics.jsonl; data-parallel under torchrun."""
+    from hpc_molgen import refinement
     from hpc_molgen.training.stage import train_surrogate
 
     with run.stage("train") as details:
         if run.workers.trains:
-            details |= train_surrogate(run)
-            if run.config.refine.rounds:
-                from hpc_molgen.refinement import refine_surrogate
-
-                details |= refine_surrogate(run)
+            details |= train_surrogate(run, refinement.prior_items(run) if run.config.refine.start == "prior" else None)
+            details |= refinement.refine_surrogate(run)
 
 
 def sample(run: Run) -> None:
@@ -66,14 +64,17 @@ def sample(run: Run) -> None:
 
 def correct(run: Run) -> None:
     """Proposals -> correct/weighted.h5 with Boltzmann weights, diagnostics.json, and PDB files drawn by those weights."""
-    from hpc_molgen import correction
+    from hpc_molgen import annealing, correction
 
     with run.stage("correct") as details:
         chunks = correction.plan_chunks(run)
         with run.progress("correct", len(chunks), "chunks") as progress:
             energies = run.workers.map(correction.chunk_energies, chunks, lambda _: progress.advance(run.workers.size))
+        islands = annealing.plan_islands(run, energies)  # none where the weights are good enough
+        with run.progress("correct", len(islands), "islands") as progress:
+            moved = run.workers.map(annealing.move_island, islands, lambda _: progress.advance(run.workers.size))
         if run.workers.is_root:
-            details |= correction.write_weighted(run, energies)
+            details |= correction.write_weighted(run, energies, islands, moved)
 
 
 def farm(run: Run) -> None:

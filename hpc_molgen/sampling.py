@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_molgen.config import SampleConfig, dump_config
+from hpc_molgen.config import ANCESTRAL_STEPS, ODE_STEPS, PATH_STEPS, SampleConfig, dump_config
 from hpc_molgen.datasets import load_channels
 from hpc_molgen.ensemble import Ensemble, read_attributes, read_ensemble, write_ensemble
 from hpc_molgen.errors import InputError
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from hpc_molgen.representations.cvs import CollectiveVariables
     from hpc_molgen.run import Run
     from hpc_molgen.surrogates.base import Surrogate
+
+log = logging.getLogger(__name__)
+N_ROUND_TRIPS = 256
+ROUND_TRIP_LIMIT = 0.1  # of ln q: far below the spread of any log weight
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ class Shard:
 
 
 def n_steps(config: SampleConfig) -> int:
-    """Steps of the sampler: as asked for, else what the sampler needs."""
-    return config.n_steps or (8 if config.sampler == "ode" else 1000)
+    """Steps of the sampler: as asked for, else what the sampler needs (0: chosen by the tolerance)."""
+    needed = {"ode": ODE_STEPS[config.integrator], "path": PATH_STEPS, "ancestral": ANCESTRAL_STEPS}
+    return config.n_steps or needed[config.sampler]
 
 
 def plan_shards(run: Run) -> list[Shard]:
@@ -93,19 +99,31 @@ def _draw(shard: Shard) -> None:
 
 
 def draw_structures(
-    surrogate: Surrogate, representation: Representation, config: SampleConfig, n: int, seed: int
+    surrogate: Surrogate,
+    representation: Representation,
+    config: SampleConfig,
+    n: int,
+    seed: int,
+    log_temperature: float | None = None,
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray | None]:
     """Draw features (n, n_features), their positions (n, n_atoms, 3), and ln q (n,) of these, as the configuration asks.
+
+    Of the sampler 'path', what stands for ln q in a weight on paths (`surrogates/diffusion/path.py`), with the same Jacobian.
+    `log_temperature` is ln(T / T0), for surrogates of one pass.
 
     Raises
     ------
     InputError
         If ln q is asked for and the surrogate knows none.
     """
-    wanted = config.log_density and config.sampler == "ode"
+    wanted = config.log_density and config.sampler != "ancestral"
     if wanted and not surrogate.has_log_density:
         raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
-    features, log_q = surrogate.sample(n, seed, sampler=config.sampler, n_steps=n_steps(config), log_density=wanted)
+    how = {"integrator": config.integrator, "tolerance": config.tolerance, "compile": config.compile}
+    options: dict[str, Any] = {"sampler": config.sampler, "n_steps": n_steps(config), "log_density": wanted, **how}
+    if log_temperature is not None:
+        options["log_temperature"] = log_temperature
+    features, log_q = surrogate.sample(n, seed, **options)
     positions, log_abs_det = representation.decode(features.cpu())
     return features.cpu(), positions.numpy(), None if log_q is None else (log_q.cpu() - log_abs_det).numpy()
 
@@ -183,11 +201,36 @@ def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -
     )
     for shard in shards:
         shard.path.unlink()
-    config = run.config.sample
     cpu_s = sum(cost["cpu_s"] for cost in costs)
-    one_pass = run.config.surrogate.name == "flow"
-    evaluations = 1 if one_pass else n_steps(config) * (4 if config.sampler == "ode" else 1)
-    return {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s, "network_evaluations": evaluations}
+    figures = {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s}
+    return figures | _density_figures(run, ensemble)
+
+
+def _density_figures(run: Run, ensemble: Ensemble) -> dict[str, Any]:
+    """What ln q the samples have ("exact", "path" or "none"), its network evaluations, and how exact the integrator is."""
+    config = run.config.sample
+    if run.config.surrogate.name == "flow":
+        return {"density": "exact" if config.log_density else "none", "network_evaluations": 1}
+    if config.sampler != "ode":
+        density = "path" if config.sampler == "path" and config.log_density else "none"
+        return {"density": density, "network_evaluations": n_steps(config)}
+    import torch
+
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.surrogates.base import load_surrogate
+    from hpc_molgen.surrogates.diffusion.round_trip import round_trip
+
+    torch.set_num_threads(1)
+    surrogate = load_surrogate(run.path("train", "surrogate.safetensors"), run.system.key)
+    representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
+    some = representation.encode(torch.as_tensor(ensemble.positions_nm[:N_ROUND_TRIPS]))
+    found = round_trip(surrogate, some, config.integrator, n_steps(config), config.tolerance)
+    figures, remedy = found.figures(), "lower sample.tolerance" if config.integrator == "adaptive" else "raise sample.n_steps"
+    if config.log_density and figures["log_density_rms"] > ROUND_TRIP_LIMIT:
+        away = figures["log_density_rms"]
+        log.warning("sample: ln q is off by %.2g (root mean square) after a way to the prior and back; %s", away, remedy)
+    density = "exact" if config.log_density else "none"
+    return {"density": density, "network_evaluations": found.n_evaluations, "round_trip": figures}
 
 
 def _merge_series(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -> dict[str, Any]:

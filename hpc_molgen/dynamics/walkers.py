@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from openmm import OpenMMException
 
-from hpc_molgen.config import LabelConfig, ReferenceConfig, dump_config
+from hpc_molgen.config import LabelConfig, ReferenceConfig, dump_config, is_held_out
 from hpc_molgen.dynamics.bias import flattening_bias, spread_structures
 from hpc_molgen.dynamics.choice import BATCHED, choose_dynamics, copies_per_batch
 from hpc_molgen.dynamics.copies import CopyFrames, CopyProtocol, simulate_copies, simulate_ladders
@@ -40,6 +40,7 @@ class WalkerTask:
     bias: TorsionBias | None
     path: Path
     temperature_kelvin: float
+    production_ps: float
 
 
 def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, directory: Path) -> list[WalkerTask]:
@@ -58,10 +59,19 @@ def plan_walkers(system: MolecularSystem, config: ReferenceConfig, seed: int, di
     return [
         WalkerTask(
             walker, system, config, seed, starts[walker], platform, bias, directory / f"walker-{walker:04d}.h5",
-            walker_label(config, walker).temperature_kelvin if config.labels else system.temperature_kelvin,
+            *_conditions(system, config, walker),
         )
         for walker in range(config.n_walkers)
     ]  # fmt: skip
+
+
+def _conditions(system: MolecularSystem, config: ReferenceConfig, walker: int) -> tuple[float, float]:
+    """Temperature in kelvin and production in ps of a walker."""
+    if config.labels:
+        return walker_label(config, walker).temperature_kelvin, config.production_ps
+    if is_held_out(walker, config.held_out_fraction):
+        return system.temperature_kelvin, config.production_ps
+    return config.training_kelvin or system.temperature_kelvin, config.training_ps or config.production_ps
 
 
 def walker_label(config: ReferenceConfig, walker: int) -> LabelConfig:
@@ -72,7 +82,8 @@ def walker_label(config: ReferenceConfig, walker: int) -> LabelConfig:
 def run_walkers(tasks: tuple[WalkerTask, ...]) -> list[Path]:
     """Minimise, equilibrate and run walkers, all at once in the batched engine; finished files are kept as they are.
 
-    The frames carry log-weights +V_bias/kT, so that weighted averages are those of the unbiased molecule. A walker that
+    The frames carry log-weights V_bias/kT' + U/kT' - U/kT, so that weighted averages are those of the unbiased molecule at its
+    own temperature T, whatever the walker's temperature T'. A walker that
     blows up starts again with another seed, at most `MAX_ATTEMPTS` times.
     """
     checkpoint = tasks[0].path.with_name(f"checkpoint-{tasks[0].walker:04d}-{len(tasks)}.npz")
@@ -103,7 +114,7 @@ def _protocol(task: WalkerTask) -> CopyProtocol:
     config = task.config
     return CopyProtocol(
         timestep_fs=config.timestep_fs, friction_per_ps=config.friction_per_ps, constraints=config.constraints,
-        minimise_iterations=200, equilibration_ps=config.equilibration_ps, production_ps=config.production_ps,
+        minimise_iterations=200, equilibration_ps=config.equilibration_ps, production_ps=task.production_ps,
         save_every_ps=config.save_every_ps, temperature_kelvin=task.temperature_kelvin,
     )  # fmt: skip
 
@@ -161,13 +172,17 @@ def _simulate_each(tasks: list[WalkerTask], attempt: int) -> str:
 
 def _write(task: WalkerTask, seed: int, copy: CopyFrames, engine: str, spent: dict[str, float]) -> None:
     system, protocol = task.system, _protocol(task)
+    reduced_energy = copy.potential_kj_mol / system.kt_kj_mol
+    ratio = system.temperature_kelvin / task.temperature_kelvin
     log_weight = np.zeros(protocol.n_frames)
+    if not task.config.labels:  # where each temperature is an ensemble of its own
+        log_weight -= (1 - ratio) * reduced_energy
     if task.bias is not None:
-        log_weight = task.bias.energy_kj_mol(torsion_angles(copy.positions_nm, task.bias.atoms)) / system.kt_kj_mol
+        log_weight += ratio * task.bias.energy_kj_mol(torsion_angles(copy.positions_nm, task.bias.atoms)) / system.kt_kj_mol
     ensemble = Ensemble.create(
         system,
         copy.positions_nm,
-        reduced_energy=copy.potential_kj_mol / system.kt_kj_mol,
+        reduced_energy=reduced_energy,
         log_weight=log_weight,
         trajectory=task.walker,
         time_ps=copy.time_ps,
@@ -195,8 +210,8 @@ def plan_reference(system: MolecularSystem, config: ReferenceConfig, seed: int, 
         return plan_imports(system, config, directory)
     tasks = plan_walkers(system, config, seed, directory)
     size = max(1, copies_per_batch(system) // (1 + len(config.tempering_kelvin))) if tasks[0].platform == BATCHED else 1
-    temperatures = dict.fromkeys(task.temperature_kelvin for task in tasks)
-    alike = [[task for task in tasks if task.temperature_kelvin == own] for own in temperatures]
+    kinds = dict.fromkeys((task.temperature_kelvin, task.production_ps) for task in tasks)
+    alike = [[task for task in tasks if (task.temperature_kelvin, task.production_ps) == own] for own in kinds]
     return [tuple(part[start : start + size]) for part in alike for start in range(0, len(part), size)]
 
 

@@ -35,7 +35,8 @@ def stage_table(costs: CostBook) -> Table:
     note = (
         f"All attempts, interrupted ones included. Reference MD: {number(costs.data)} CPU s for the walkers that training "
         f"saw, {number(costs.validation)} "
-        f"for those held out. Start-up: imports, processes, the bias scan, measurements, files. Joules: no counter was read."
+        f"for those held out; these and the comparison by ln q, {number(costs.checks)} CPU s of 'correct', are the validation. "
+        f"Start-up: imports, processes, the bias scan, measurements, files. Joules: no counter was read."
     )
     return Table(
         "Costs per stage", ("stage", "CPU s", "of it start-up", "wall s", "core hours", "GPU hours", "attempts"), rows, note

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_molgen.datasets import is_held_out
+from hpc_molgen.config import is_held_out
 from hpc_molgen.files import read_json
 from hpc_molgen.run import STAGES, stage_costs
 
@@ -56,6 +56,8 @@ class CostBook:
         Featurize and train, all attempts.
     sampling, energies : float
         Drawing all samples with ln q; their energies.
+    checks : float
+        Comparing the surrogate with held-out MD by ln q: paid like `validation`, but no MD.
     simulated_ns, production_ns : float
         Of all walkers (of parallel tempering: all temperatures), equilibration included or not; 0 for imported trajectories.
     """
@@ -70,6 +72,7 @@ class CostBook:
     energies: float
     simulated_ns: float
     production_ns: float
+    checks: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -83,26 +86,30 @@ def collect_costs(run: Run) -> CostBook:
     held_out = [is_held_out(number, fraction) for number in range(len(walkers))]
     walker_cpu = np.array([walker["cpu_s"] for walker in walkers])
     config = run.config.reference
-    share = config.equilibration_ps / (config.equilibration_ps + config.production_ps)
+    production_ps = [config.production_ps if out else config.training_ps or config.production_ps for out in held_out]
+    share = config.equilibration_ps / (config.equilibration_ps + np.array(production_ps))
     sampling = float(_details(run, "sample").get("cpu_s", 0.0))
     energies = float(_details(run, "correct").get("energy_cpu_s", 0.0))
+    checks = float((_details(run, "correct").get("coverage") or {}).get("cpu_s", 0.0))
     farm = float(_details(run, "farm").get("cpu_s", 0.0))
     # training does its work in the stage's own process: import of torch included
-    work = {"reference": float(walker_cpu.sum()), "sample": sampling, "correct": energies, "farm": farm}
+    work = {"reference": float(walker_cpu.sum()), "sample": sampling, "correct": energies + checks, "farm": farm}
     stages = tuple(_stage_cost(run, stage, work.get(stage)) for stage in STAGES if stage != "report")
     by_name = {cost.stage: cost for cost in stages}
-    simulated_ns = float(sum(walker["ns"] for walker in walkers))
+    walker_ns = np.array([walker["ns"] for walker in walkers])
+    simulated_ns = float(walker_ns.sum())
     return CostBook(
         stages=stages,
         data=float(walker_cpu[~np.array(held_out, dtype=bool)].sum()),
         validation=float(walker_cpu[np.array(held_out, dtype=bool)].sum()),
-        equilibration=0.0 if config.trajectories else float(walker_cpu.sum() * share),
+        equilibration=0.0 if config.trajectories else float((walker_cpu * share).sum()),
         shared_start=max(0.0, by_name["reference"].cpu_s - float(walker_cpu.sum())),
         training=by_name["featurize"].cpu_s + by_name["train"].cpu_s,
         sampling=sampling,
         energies=energies,
         simulated_ns=simulated_ns,
-        production_ns=simulated_ns * (1 - share),
+        production_ns=float((walker_ns * (1 - share)).sum()),
+        checks=checks,
     )
 
 
@@ -196,7 +203,7 @@ def break_even(fixed_cpu_s: float, md: float | np.ndarray, surrogate: float | np
 
 def scenarios(costs: CostBook, md: Marginal, surrogate: Marginal) -> list[Scenario]:
     """Return the four scenarios of metrics.md."""
-    paid = costs.data + costs.training + costs.validation
+    paid = costs.data + costs.training + costs.validation + costs.checks
     fixed: list[tuple[str, str, float | None]] = [
         ("data paid", "reference data, training and validation all paid", paid - costs.equilibration),
         ("data there", "reference data already there (MD would go on from them); training paid", costs.training),

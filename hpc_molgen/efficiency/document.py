@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.efficiency import cost_tables, tables
+from hpc_molgen.efficiency import cost_tables, coverage_report, tables
 from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
 from hpc_molgen.efficiency.tables import Table, number, share
@@ -59,7 +59,9 @@ class Results:
 def target_note(diagnostics: dict[str, Any]) -> str:
     """Return what every table says about the weights."""
     if diagnostics["weighted"]:
-        return f"Target of the weights: {diagnostics['target']}."
+        of_paths = diagnostics.get("density") == "path"
+        paths = " Path weights: of the whole stochastic path of a sample, not of its ln q." if of_paths else ""
+        return f"Target of the weights: {diagnostics['target']}.{paths}"
     return "No importance weights exist in this run: generated samples are raw."
 
 
@@ -74,8 +76,12 @@ def key_figures(run: Run, results: Results) -> list[tuple[str, str]]:
         rows.append((f"{interval_text(findings.delta_f[ours.label])} kT", f"dF({cv} > 0), {ours.label}"))
     if evidence.corrected:
         diagnostics = evidence.diagnostics
-        rows.append((f"{share(diagnostics['ess_fraction'])} of {diagnostics['n']:,}", "effective sample size, unclipped"))
-        rows.append((number(diagnostics["k_hat"], 2), "Pareto k-hat (at most 0.7)"))
+        raw = diagnostics.get("importance", diagnostics)
+        rows.append((f"{share(raw['ess_fraction'])} of {raw['n']:,}", "effective sample size, unclipped"))
+        if "annealed" in diagnostics:
+            rows.append((str(diagnostics["annealed"]["kind"]), "moves them, as these weights are worth too little"))
+        else:
+            rows.append((number(diagnostics["k_hat"], 2), "Pareto k-hat (at most 0.7)"))
     rows += [
         (f"{row.ratio:.2f} x noise floor", f"divergence of {row.observable} bins, {row.label}")
         for row in findings.divergences
@@ -93,6 +99,7 @@ def sections(run: Run, results: Results) -> list[Section]:
         _conformations(run, results),
         _divergences(results),
         _energies_and_weights(results),
+        _coverage(results),
         _structures(results),
         _costs(run, results),
         _training(run, results),
@@ -182,7 +189,7 @@ def _energies_and_weights(results: Results) -> Section:
     pictures = [Picture("energies", (
         f"Reduced energy of held-out MD ({len(evidence.held_out):,} frames, reweighted), raw samples (n = "
         f"{len(evidence.raw):,})"
-        + (" and the same samples with their weights." if evidence.corrected else "; no weights exist.")
+        + (" and corrected ones." if evidence.corrected else "; no weights exist.")
     ))]  # fmt: skip
     shown, text = [tables.energies(results.findings)], []
     if evidence.corrected:
@@ -197,6 +204,14 @@ def _energies_and_weights(results: Results) -> Section:
     else:
         text.append("This run has no importance weights: nothing here is corrected to the Boltzmann distribution.")
     return Section("Energies and weights", tuple(text), tuple(pictures), tuple(shown))
+
+
+def _coverage(results: Results) -> Section:
+    diagnostics = results.evidence.diagnostics
+    pictures = (Picture("coverage", coverage_report.CAPTION),) if coverage_report.density_of(diagnostics) else ()
+    return Section(
+        coverage_report.TITLE, tuple(coverage_report.text(diagnostics)), pictures, coverage_report.tables(diagnostics)
+    )
 
 
 def _structures(results: Results) -> Section:

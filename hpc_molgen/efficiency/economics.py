@@ -171,7 +171,7 @@ def _contest(
     best = min(prices, key=lambda label: prices[label].value)
     surrogate = marginal_cost(costs.sampling + costs.energies, *drawn)
     # what the surrogate took is known; how many effective samples that was, and what MD would have taken for them, is not
-    spent = costs.data + costs.training + costs.validation + costs.sampling + costs.energies
+    spent = costs.data + costs.training + costs.validation + costs.checks + costs.sampling + costs.energies
     ratio = (costs.equilibration + drawn[1] * prices[best].replicates) / spent
     low, high = np.quantile(ratio, [0.025, 0.975], method="inverted_cdf")
     return Contest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ class Conformations:
     weights : np.ndarray, shape=(n,)
         Sum to one.
     units : np.ndarray, shape=(n,), or None
-        Trajectory of each frame; None where samples are independent.
+        Trajectory of each frame, or independent part of samples that were moved; None where samples are independent.
     reduced_energy : np.ndarray, shape=(n,)
         In kT.
     """
@@ -206,17 +206,28 @@ def gather(run: Run) -> Evidence:
     system = run.system
     torsions = choose_torsions(system, run.config.report.cv)
     train, held_out = datasets.load_split(run)
+    other = "training MD"
+    if (kelvin := run.config.reference.training_kelvin) is not None:
+        train, held_out, other = *halves(held_out), "other half of held-out MD"
+        note = (
+            f"Training saw walkers at {kelvin:g} K alone, which say little about {system.temperature_kelvin:g} K: they are "
+            "left out here, and held-out walkers are cut in two, one half of which stands where other reports have training MD."
+        )
+        torsions = replace(torsions, notes=(*torsions.notes, note))
     samples = read_ensemble(run.path("correct", "weighted.h5"), system)
     diagnostics: dict[str, Any] = read_json(run.path("correct", "diagnostics.json"))
+    annealed = "annealed" in diagnostics
+    final = read_ensemble(run.path("correct", "annealed.h5"), system) if annealed else samples
     both = Ensemble.concatenate([train, held_out])
     raw = _conformations("raw samples", samples, torsions, np.full(len(samples), 1 / len(samples)), False)
     corrected = None
     if diagnostics["weighted"]:
-        weights = normalised_weights(samples.log_weight)
-        corrected = Conformations("corrected samples", raw.torsions_rad, weights, None, samples.reduced_energy)
+        weights, units = normalised_weights(final.log_weight), final.trajectory if annealed else None
+        angles = _angles(final.positions_nm, torsions.quads) if annealed else raw.torsions_rad
+        corrected = Conformations("corrected samples", angles, weights, units, final.reduced_energy)
     return Evidence(
         torsions=torsions,
-        training=_conformations("training MD", train, torsions, datasets.boltzmann_weights(train), True),
+        training=_conformations(other, train, torsions, datasets.boltzmann_weights(train), True),
         held_out=_conformations("held-out MD", held_out, torsions, datasets.boltzmann_weights(held_out), True),
         reference=_conformations("all MD", both, torsions, datasets.boltzmann_weights(both), True),
         raw=raw,
@@ -227,9 +238,15 @@ def gather(run: Run) -> Evidence:
         is_biased=bool(np.ptp(both.log_weight) > 0),
         diagnostics=diagnostics,
         training_log=_read_lines(run.path("train", "metrics.jsonl")),
-        structures=check_files(run, torsions, samples),
+        structures=check_files(run, torsions, final),
         farm=read_farm(run, torsions),
     )
+
+
+def halves(ensemble: Ensemble) -> tuple[Ensemble, Ensemble]:
+    """Cut frames in two by trajectory: every second one, and the others."""
+    order = np.unique(ensemble.trajectory, return_inverse=True)[1]
+    return ensemble[order % 2 == 1], ensemble[order % 2 == 0]
 
 
 def _conformations(label: str, ensemble: Ensemble, torsions: Torsions, weights: np.ndarray, is_md: bool) -> Conformations:

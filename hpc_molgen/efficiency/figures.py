@@ -239,7 +239,7 @@ def tica(directory: Path, evidence: Evidence, model: TicaModel, lag: str) -> Non
 
 def break_even(directory: Path, contests: list[Contest], costs: CostBook, names: dict[str, str]) -> None:
     """Cost against effective samples, for MD and for the surrogate, with n* and n_0."""
-    paid = costs.data + costs.training + costs.validation
+    paid = costs.data + costs.training + costs.validation + costs.checks
     chosen = [contest for contest in contests if contest.name != "Kish"]
     with canvas(directory, "break-even", len(chosen), 3.0, sharey=True) as (figure, axes):
         for axis, contest in zip(axes, chosen, strict=True):

@@ -111,7 +111,7 @@ def analyse(evidence: Evidence, kt_kj_mol: float, n_replicates: int, seed: int) 
         profiles[part.label] = free_energy.profile(cv, part.weights, part.blocks, kt_kj_mol, n_replicates, generator)
         seam[part.label] = _seam_shares(part, evidence.torsions.names, n_replicates, generator)
         effective[part.label] = _effective(part, evidence.torsions.is_backbone, n_replicates, generator)
-        if part.units is not None:
+        if part.units is not None and part.label != "corrected samples":
             passages[part.label] = kinetics.core_passages(cv, part.units)
         if evidence.torsions.is_backbone:
             basins[part.label] = free_energy.basin_populations(cv, part.torsions_rad[:, 1], *settings)

@@ -31,7 +31,8 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
         "name": run.config.name,
         "system": {"name": run.system.name, "key": run.system.key, "description": run.system.description},
         "verdict": verdict_record(verdict),
-        "weights": evidence.diagnostics,
+        "weights": {name: value for name, value in evidence.diagnostics.items() if name != "coverage"},
+        "coverage": evidence.diagnostics.get("coverage"),
         "torsions": {"names": evidence.torsions.names, "notes": evidence.torsions.notes},
         "delta_f": _delta_f(findings, labels, verdict.checks),
         "passages": {name: findings.passages.get(labels[name]) for name in ("reference", "all_md")}

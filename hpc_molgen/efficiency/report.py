@@ -12,7 +12,7 @@ import numpy as np
 
 from hpc_molgen import __version__
 from hpc_molgen.analysis import kinetics
-from hpc_molgen.efficiency import document, economics, figures, series_report
+from hpc_molgen.efficiency import coverage_report, document, economics, figures, series_report
 from hpc_molgen.efficiency.baseline import measure_speeds
 from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.document import Results, Section
@@ -75,7 +75,10 @@ def _conclude(run: Run, evidence: Evidence, findings: Findings) -> Results:
     held_out, raw = (findings.delta_f.get(part.label) for part in (evidence.held_out, evidence.raw))
     corrected = findings.delta_f.get("corrected samples")
     passages = findings.passages.get(evidence.held_out.label, 0)
-    checks = gate(cv, bool(evidence.diagnostics["weighted"]), evidence.diagnostics.get("k_hat"), passages, held_out, corrected)
+    missing = coverage_report.missing(evidence.diagnostics)
+    weighted, k_hat = bool(evidence.diagnostics["weighted"]), evidence.diagnostics.get("k_hat")
+    annealed = evidence.diagnostics.get("annealed")
+    checks = gate(cv, weighted, k_hat, passages, held_out, corrected, missing, annealed)
     certified, contests = [], []
     if all(check.passed for check in checks):
         certified = economics.certified_observables(evidence, findings)
@@ -109,6 +112,7 @@ def _draw(run: Run, results: Results) -> str:
     figures.energies(directory, evidence)
     if evidence.corrected is not None:
         figures.weights(directory, evidence.corrected)
+    coverage_report.draw(directory, run, evidence.diagnostics)
     if evidence.training_log:
         figures.training(directory, evidence.training_log)
     if results.contests:

@@ -63,6 +63,8 @@ def _sets(evidence: Evidence) -> list[Conformations]:
 def _size(part: Conformations) -> str:
     if part.units is None:
         return f"{len(part):,} samples"
+    if part.label == "corrected samples":
+        return f"{len(part):,} annealed samples, {part.n_units} independent parts"
     return f"{len(part):,} frames, {part.n_units} trajectories"
 
 
@@ -180,6 +182,8 @@ def energies(findings: Findings) -> Table:
 
 def weights(diagnostics: dict[str, Any]) -> Table:
     """What the importance weights are worth."""
+    moved = diagnostics.get("annealed")
+    diagnostics = diagnostics.get("importance", diagnostics)
     n, ess = int(diagnostics["n"]), float(diagnostics["ess"])
     rows = [
         ["samples N", f"{n:,}"],
@@ -192,6 +196,17 @@ def weights(diagnostics: dict[str, Any]) -> Table:
         ["Pareto k-hat (at most 0.7 is trusted)", number(diagnostics["k_hat"], 3)],
         ["energy evaluations per effective sample", number(n / ess, 3)],
     ]
+    if moved is not None:
+        rows += [
+            ["what estimates rest on, as these weights are worth too little", str(moved["kind"])],
+            ["independent parts, of so many islands", f"{moved['independent_parts']}, {moved['islands']}"],
+            ["energies with forces that it took", f"{moved['n_energies']:,}"],
+            ["mean acceptance of Langevin moves", share(moved["acceptance"])],
+        ]
+        if "levels" in moved:
+            rows += [["temperatures, mean", number(moved["levels"], 3)], ["ancestors that are left", f"{moved['ancestors']:,}"]]
+        else:
+            rows += [["mean acceptance of the surrogate's samples", share(moved["independence_acceptance"])]]
     return Table(
         "Importance weights",
         ("quantity", "value"),

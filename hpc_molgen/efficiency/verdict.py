@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hpc_molgen.efficiency.economics import Contest
 
 MIN_PASSAGES = 20  # fewer full passages: the reference's own free energy is not converged
+MIN_PARTS = 8
 MAX_ERROR_KT = 0.5  # wider: the comparison would call almost anything consistent
 Z_LIMIT = 1.96
 
@@ -63,6 +64,8 @@ def gate(
     passages: int,
     reference: Estimate | None,
     corrected: Estimate | None,
+    missing: list[str] | None = None,
+    annealed: dict[str, Any] | None = None,
 ) -> tuple[Check, ...]:
     """Return the conditions under which a speed-up may be printed.
 
@@ -77,10 +80,19 @@ def gate(
         Full passages of held-out MD between the two sides of the CV.
     reference, corrected : Estimate or None
         dF(cv > 0) of held-out MD and of the corrected samples, in kT.
+    missing : list of str, optional
+        Reasons why the surrogate misses part of the ensemble (empty: none was found); None where that was not checked.
+    annealed : dict, optional
+        How the samples were moved, where their weights were worth too little; `k_hat` is then that of the moved ones.
     """
     no_weights = "no importance weights exist in this run (correct.weights is off, or the surrogate has no ln q)"
     checks = [Check("importance weights", weighted, "importance weights exist" if weighted else no_weights)]
-    if weighted:
+    if annealed is not None:
+        parts = int(annealed["independent_parts"])
+        text = f"samples were moved by {annealed['kind']} in {parts} independent parts"
+        few = f", fewer than {MIN_PARTS}: their spread says little about the error"
+        checks.append(Check("annealed samples", parts >= MIN_PARTS, text if parts >= MIN_PARTS else text + few))
+    if weighted and (annealed is None or k_hat is not None):  # equal weights have no tail
         known = k_hat is not None and np.isfinite(k_hat)
         good = k_hat is not None and k_hat <= K_HAT_LIMIT
         shown = f"Pareto k-hat is {k_hat:.2f}" if known else f"Pareto k-hat is {k_hat}"
@@ -88,6 +100,9 @@ def gate(
             f"at most {K_HAT_LIMIT}" if good else f"above {K_HAT_LIMIT}: the variance of weighted averages cannot be trusted"
         )
         checks.append(Check("tail of the weights", good, f"{shown}, {limit}"))
+    if missing is not None:
+        text = "; ".join(missing) or "held-out MD shows no mode that the samples lack"
+        checks.append(Check("no missing mode", not missing, text))
     if not cv:
         return (*checks, Check("free-energy difference", False, "the molecule has no torsion to compare a free energy along"))
     enough = passages >= MIN_PASSAGES

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from hpc_molgen.config import SampleConfig
 from hpc_molgen.errors import InputError
 from hpc_molgen.tensorfiles import load_tensors, save_tensors
 
@@ -31,6 +32,8 @@ class Surrogate(nn.Module, abc.ABC):
         What an item is.
     has_log_density : bool
         Whether ln q of a sample is known.
+    one_pass : bool
+        Whether ln q of any features, its gradient, and samples at other temperatures come in one pass of the network.
     adam_betas : (float, float)
         Of the optimiser of every part.
     twice_differentiated : tuple of str
@@ -39,6 +42,7 @@ class Surrogate(nn.Module, abc.ABC):
 
     of: ClassVar[Literal["structures", "trajectories"]] = "structures"
     has_log_density: bool
+    one_pass: ClassVar[bool] = False
     adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
     twice_differentiated: ClassVar[tuple[str, ...]] = ()
     hyperparameters: dict[str, Any]
@@ -89,6 +93,10 @@ class Surrogate(nn.Module, abc.ABC):
     def sample(self, n: int, seed: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw `n` items (n, ...) and, if asked for and known, ln q (n,)."""
 
+    def log_density_and_gradient(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ln q (n,) of given features (n, n_features) and its gradient (n, n_features), float64, where `one_pass`."""
+        raise NotImplementedError(f"{type(self).__name__} does not give ln q in one pass")
+
     def save(self, path: Path, name: str, system_key: str) -> None:
         """Write weights and hyperparameters as safetensors, atomically."""
         about = {"name": name, "system_key": system_key, "hyperparameters": self.hyperparameters}
@@ -102,6 +110,14 @@ def surrogate_class(name: str) -> type[Surrogate]:
     module, class_name = SURROGATES[name].split(":")
     found: type[Surrogate] = getattr(importlib.import_module(module), class_name)
     return found
+
+
+def density_options(surrogate: Surrogate, config: SampleConfig) -> dict[str, Any]:
+    """Return the options with which `log_density` of a surrogate gives ln q of features as its samples have it."""
+    if surrogate.one_pass:
+        return {}
+    steps = config.n_steps if config.sampler == "ode" else None  # those of other samplers are of another kind
+    return {"n_steps": steps or 0, "integrator": config.integrator, "tolerance": config.tolerance}
 
 
 def load_surrogate(path: Path, system_key: str) -> Surrogate:

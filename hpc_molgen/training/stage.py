@@ -31,11 +31,18 @@ MAX_WINDOWS = 2_000_000
 HOW_DATA_ARE_CUT = ("windows", "time_bins")
 
 
-def build_surrogate(config: SurrogateConfig, representation: Representation, seed: int) -> Surrogate:
-    """Make an untrained surrogate for a representation, its weights drawn from the seed."""
+def build_surrogate(
+    config: SurrogateConfig, representation: Representation, seed: int, log_temperature: float = 0.0
+) -> Surrogate:
+    """Make an untrained surrogate for a representation, its weights drawn from the seed.
+
+    `log_temperature` is ln(T' / T0) of the frames, at T', that the representation was fitted to.
+    """
     kind = surrogate_class(config.name)
     torch.manual_seed(derive_seed(seed, "surrogate"))
-    sizes = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
+    sizes: dict[str, Any] = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
+    if kind.one_pass:
+        sizes["prior_log_temperature"] = -log_temperature
     if kind.of == "trajectories":
         sizes = {"n_channels": 2 * representation.n_torus + representation.n_euclidean}
         if isinstance(representation, CollectiveVariables):
@@ -43,10 +50,17 @@ def build_surrogate(config: SurrogateConfig, representation: Representation, see
     return kind(**sizes, **config.model_dump(exclude={"name", *HOW_DATA_ARE_CUT}))
 
 
-def structures(ensemble: Ensemble, representation: Representation) -> TrainingSet:
-    """Frames as items, drawn by their Boltzmann weights."""
+def structures(
+    ensemble: Ensemble, representation: Representation, log_temperature: float = 0.0, *, told: bool = False
+) -> TrainingSet:
+    """Frames as items, drawn by their Boltzmann weights at a temperature, given as ln(T / T0).
+
+    If `told`, that number comes as a last feature.
+    """
     features = representation.encode(torch.as_tensor(ensemble.positions_nm, dtype=torch.float64))
-    return TrainingSet(features, torch.as_tensor(datasets.boltzmann_weights(ensemble)))
+    if told:
+        features = torch.cat([features, features.new_full((len(features), 1), log_temperature)], dim=1)
+    return TrainingSet(features, torch.as_tensor(datasets.boltzmann_weights(ensemble, log_temperature)))
 
 
 def windows(ensemble: Ensemble, representation: Representation, length: int) -> TrainingSet:
@@ -83,7 +97,9 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
     config, reference = run.config.surrogate, run.config.reference
     if not isinstance(config, GanConfig):
         train, held_out = datasets.load_split(run)
-        return structures(train, representation), structures(held_out, representation)
+        hotter = datasets.training_log_temperature(run)
+        told = hotter > 0 and surrogate_class(config.name).one_pass
+        return structures(train, representation, hotter, told=told), structures(held_out, representation)
     if not reference.trajectories and (reference.bias_torsion or reference.tempering_kelvin):
         raise InputError(
             "a surrogate of trajectories learns the kinetics of plain MD: set reference.bias_torsion to null and "
@@ -145,13 +161,14 @@ def window_starts(lengths: Sequence[int], length: int, how: str, time_bins: int)
     return np.concatenate(starts)
 
 
-def train_surrogate(run: Run) -> dict[str, Any]:
-    """Train, write train/surrogate.safetensors, and return the figures of the training."""
+def train_surrogate(run: Run, items: TrainingSet | None = None) -> dict[str, Any]:
+    """Train on reference frames, or on other `items`, write train/surrogate.safetensors, and return the figures of it."""
     config = run.config.train
     torch.set_num_threads(config.threads)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     train, held_out = training_sets(run, representation)
-    surrogate = build_surrogate(run.config.surrogate, representation, run.config.seed)
+    train = train if items is None else items
+    surrogate = build_surrogate(run.config.surrogate, representation, run.config.seed, datasets.training_log_temperature(run))
     directory, group = run.path("train"), process_group(config.device)
     with run.progress("train", config.n_steps, "steps") as progress:
         trainer = Trainer(surrogate, config, train, held_out, directory, group, run.config.seed, progress.set)

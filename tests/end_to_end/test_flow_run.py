@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file
 
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.representations.base import load_representation
 from hpc_molgen.reweighting import importance_log_weights
 from hpc_molgen.run import Run
+from hpc_molgen.surrogates.base import load_surrogate
 from tests.conftest import CommandLine
 
 SETTINGS = {
@@ -24,6 +27,20 @@ SETTINGS = {
 def held_out_loss(directory: Path) -> float:
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return float([record["held_out_loss"] for record in records if "held_out_loss" in record][-1])
+
+
+def check_weights_of_the_second_round(run: Run) -> None:
+    """They are those of OpenMM's energies and of ln q of the surrogate that the first round left."""
+    made = load_file(run.path("train", "round-2", "samples-00003.safetensors"))
+    surrogate = load_surrogate(run.path("train", "round-1", "surrogate.safetensors"), run.system.key)
+    representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
+    features = made["features"][:40]
+    positions, log_abs_det = representation.decode(features)
+    energies = Engine(run.system, "Reference").reduced_energy(positions.numpy())
+    expected = -energies - (surrogate.log_density(features) - log_abs_det).numpy()
+    calm = energies < 1e3  # features are kept in float32, which a clash feels
+    assert calm.sum() > 20
+    np.testing.assert_allclose(made["log_weight"][:40].numpy()[calm], expected[calm], atol=2e-2)
 
 
 def test_a_flow_is_a_surrogate_like_the_other(command: CommandLine, tmp_path: Path) -> None:
@@ -44,7 +61,8 @@ def test_a_flow_is_a_surrogate_like_the_other(command: CommandLine, tmp_path: Pa
     found = json.loads(run.path("correct", "diagnostics.json").read_text())
     rounds = run.details("train")["rounds"]
     assert len(rounds) == 2 and run.details("train")["round_energies"] == 80000
-    assert min(part["ess_fraction"] for part in rounds) > 0.01 and found["ess_fraction"] > 0.05
+    assert found["ess_fraction"] > 0.05
+    check_weights_of_the_second_round(run)
     # weighted independent samples mend what few correlated frames have taught it wrong. The losses' standard error is 0.06
     # each; 0.34 were seen. (An ESS of some thousand samples hangs on the largest weights, too loosely to be compared.)
     assert held_out_loss(run.path("train", "round-2")) < held_out_loss(run.path("train"))

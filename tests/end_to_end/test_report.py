@@ -16,12 +16,14 @@ from hpc_molgen.config import RunConfig
 from hpc_molgen.efficiency import evidence as evidence_module
 from hpc_molgen.efficiency import report as report_module
 from hpc_molgen.efficiency.verdict import Check
+from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import EXIT_GATE_FAILED, InputError
 from hpc_molgen.pipeline import run_stages
+from hpc_molgen.reweighting import kish_ess
 from hpc_molgen.run import Run
 from tests.conftest import CommandLine
 
-FIGURES = ("maps", "profile", "energies", "weights", "training", "farm", "tica")
+FIGURES = ("maps", "profile", "energies", "weights", "coverage", "training", "farm", "tica")
 GAINS = ("break-even", "break even", "n*", "speed-up", "advantage", "marginal cost", "cheaper", "breaks even")
 
 
@@ -148,6 +150,54 @@ def test_without_weights_every_table_says_so(copy: Run) -> None:
     assert data["delta_f"]["corrected"] is None
     assert html.count("No importance weights exist in this run") == html.count('<p class="note">') + 1
     assert not copy.path("report", "figures", "weights.svg").exists()
+    assert not copy.path("report", "figures", "coverage.svg").exists()
+    assert "Basins by MD and by the surrogate" in html and "Bennett" not in html
+
+
+def test_the_report_says_whether_the_surrogate_covers_the_ensemble(reported: Path) -> None:
+    html, markdown, data = read(Run.open(reported))
+    found = data["coverage"]
+    density, log_q = found["density"], found["log_q"]
+    assert found["n_frames"] == 1000 and found["n_units"] == 2 and found["cpu_s"] > 0
+    assert data["costs"]["checks"] == found["cpu_s"]
+    assert abs(log_q["median"]) < 0.01 and log_q["spread"] < 0.05 and log_q["n"] > 150  # ln q there and back
+    log_weight = read_ensemble(reported / "correct" / "weighted.h5", Run.open(reported).system).log_weight
+    assert density["reverse_ess"]["value"] == pytest.approx(kish_ess(log_weight) / len(log_weight), rel=1e-6)
+    assert 0 <= density["forward_ess"]["value"] < 0.5
+    assert {row["name"] for row in found["basins"]} == {"C5", "C7eq", "alphaR", "alphaL", "C7ax", "other"}
+    for page in (html, markdown):
+        assert "Does the surrogate cover the ensemble?" in page
+        for words in ("reverse ESS", "forward ESS", "Bennett acceptance ratio of both", "overlap", "Basins by MD and by the"):
+            assert words in page
+    passed = {check["name"]: check["passed"] for check in data["verdict"]["checks"]}
+    assert passed["no missing mode"] == (not found["missing"])
+
+
+def test_a_missing_mode_is_a_reason_not_to_certify(copy: Run) -> None:
+    """A surrogate whose samples never leave phi < 0, although MD does: said in the verdict, the gate and the tables."""
+    path = copy.path("correct", "diagnostics.json")
+    diagnostics = json.loads(path.read_text())
+    reason = "basin alphaL holds 8.00% of held-out MD [5.00%, 11.00%] and 0.00% of the corrected samples"
+    diagnostics["coverage"]["missing"] = [reason]
+    diagnostics["coverage"]["basins"][3] |= {"finding": "missing"}
+    path.write_text(json.dumps(diagnostics))
+    report_module.write_report(copy)
+    html, markdown, data = read(copy)
+    assert reason in data["verdict"]["reasons"] and reason in data["verdict"]["sentence"]
+    assert not data["verdict"]["gate_passed"]
+    for page in (html, markdown):
+        assert "missing mode" in page and reason in page
+
+
+def test_runs_of_earlier_versions_have_a_report(copy: Run) -> None:
+    path = copy.path("correct", "diagnostics.json")
+    diagnostics = json.loads(path.read_text())
+    del diagnostics["coverage"]
+    path.write_text(json.dumps(diagnostics))
+    report_module.write_report(copy)
+    html, _, data = read(copy)
+    assert "Not checked" in html and data["coverage"] is None
+    assert "no missing mode" not in {check["name"] for check in data["verdict"]["checks"]}
 
 
 def test_without_a_farm(copy: Run) -> None:

@@ -12,8 +12,12 @@ from scipy.special import iv, ive
 from torch import nn
 
 from hpc_molgen.config import TrainConfig
+from hpc_molgen.errors import InputError
+from hpc_molgen.surrogates.diffusion.integrators import EVALUATIONS, adams_weights
 from hpc_molgen.surrogates.diffusion.process import HALF_PI, noise_angle, torus_sd, torus_velocity
+from hpc_molgen.surrogates.diffusion.round_trip import round_trip
 from hpc_molgen.surrogates.diffusion.surrogate import DiffusionSurrogate
+from hpc_molgen.surrogates.prior import log_prior
 from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import ProcessGroup
 from hpc_molgen.training.loop import Trainer
@@ -70,7 +74,7 @@ def test_log_q_of_samples_is_the_closed_form(exact: DiffusionSurrogate) -> None:
 
 
 def test_log_q_at_the_default_number_of_steps(exact: DiffusionSurrogate) -> None:
-    """32 network evaluations: an error far below the spread of any log-weight."""
+    """24 network evaluations: an error far below the spread of any log-weight."""
     features, log_q = exact.sample(2000, 2)
     assert log_q is not None
     error = (log_q - log_target(features)).abs()
@@ -80,6 +84,61 @@ def test_log_q_at_the_default_number_of_steps(exact: DiffusionSurrogate) -> None
 def test_log_q_of_given_points_is_the_closed_form(exact: DiffusionSurrogate) -> None:
     points = torch.stack([torch.linspace(-3.1, 3.1, 50), torch.linspace(-1, 1, 50), torch.linspace(3, -3, 50)], dim=1).double()
     assert (exact.log_density(points, n_steps=40) - log_target(points)).abs().max() < 1e-4
+
+
+ORDERS = [("euler", 40, 1), ("heun", 20, 2), ("adams", 40, 3), ("rk4", 8, 4), ("dopri5", 6, 5)]
+
+
+@pytest.mark.parametrize(("integrator", "n_steps", "order"), ORDERS)
+def test_integrators_converge_with_their_order(exact: DiffusionSurrogate, integrator: str, n_steps: int, order: int) -> None:
+    """Twice the steps: ln q of the same samples is 2**order times as exact, or 2**0.7 times less than that."""
+    prior = exact.draw_prior(500, torch.Generator().manual_seed(4))
+
+    def error(steps: int) -> float:
+        found = exact.run_ode(prior, HALF_PI, 0.0, integrator, steps, divergence=True)  # type: ignore[arg-type]
+        assert found.change is not None
+        assert found.n_evaluations == steps * EVALUATIONS[integrator] + (integrator == "adams")
+        log_q = log_prior(prior, 1) - found.change
+        return float((log_q - log_target(found.features)).square().mean().sqrt())
+
+    assert math.log2(error(n_steps) / error(2 * n_steps)) > order - 0.7
+
+
+def test_adaptive_steps_keep_the_tolerance(exact: DiffusionSurrogate) -> None:
+    errors, evaluations = [], []
+    prior = exact.draw_prior(500, torch.Generator().manual_seed(5))
+    for tolerance in (1e-2, 1e-4, 1e-8):
+        found = exact.run_ode(prior, HALF_PI, 0.0, "adaptive", 0, tolerance, divergence=True)
+        assert found.change is not None
+        errors.append(float((log_prior(prior, 1) - found.change - log_target(found.features)).square().mean().sqrt()))
+        evaluations.append(found.n_evaluations)
+        assert errors[-1] < 20 * tolerance  # of some twenty steps
+    assert errors[0] > errors[1] > errors[2] and evaluations[0] < evaluations[1] < evaluations[2]
+
+
+def test_a_tolerance_beyond_the_precision_is_an_error() -> None:
+    single = DiffusionSurrogate(1, 2, hidden=8, depth=1)
+    torch.nn.init.normal_(single.network.torus_out.weight, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(InputError, match=r"sample\.tolerance"):
+        single.sample(50, 1, integrator="adaptive", tolerance=1e-14)
+
+
+def test_adams_weights_are_those_of_the_books() -> None:
+    """Hairer, Norsett and Wanner 1993, section III.1, equation 1.5."""
+    np.testing.assert_allclose(adams_weights(1), [1])
+    np.testing.assert_allclose(adams_weights(2), [3 / 2, -1 / 2])
+    np.testing.assert_allclose(adams_weights(3), [23 / 12, -16 / 12, 5 / 12])
+
+
+def test_round_trips_are_as_exact_as_the_integrator(exact: DiffusionSurrogate) -> None:
+    features, _ = exact.sample(400, 6)
+    turned = features + torch.tensor([2 * math.pi, 0, 0], dtype=torch.float64)
+    rough, fine = (round_trip(exact, turned, "rk4", steps) for steps in (4, 16))
+    assert fine.features.shape == fine.log_density.shape == (400,) and fine.n_evaluations == 64
+    assert fine.figures()["features_max"] < 1e-3 and fine.figures()["log_density_max"] < 1e-3
+    assert rough.figures()["log_density_rms"] > 20 * fine.figures()["log_density_rms"]
+    error = (exact.log_density(features, n_steps=4) - log_target(features)).square().mean().sqrt()
+    assert 0.2 < rough.figures()["log_density_rms"] / float(error) < 5
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
+from hpc_molgen.compilers import has_compiler
+from hpc_molgen.surrogates.diffusion import surrogate as surrogate_module
+from hpc_molgen.surrogates.diffusion.divergence import velocity_and_divergence_by_jvp
 from hpc_molgen.surrogates.diffusion.network import VelocityNetwork
 from hpc_molgen.surrogates.diffusion.surrogate import DiffusionSurrogate
 
@@ -24,10 +29,42 @@ def test_divergence_is_the_trace_of_the_jacobian(n_torus: int, n_euclidean: int)
     features = torch.randn((6, n_torus + n_euclidean), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     time = network.embed_time(torch.tensor([0.7], dtype=torch.float64))
     velocity, divergence = network.velocity_and_divergence(features, time)
-    assert torch.equal(velocity, network(features, time))
+    again, by_jvp = velocity_and_divergence_by_jvp(network, features, time)
+    assert torch.equal(again, network(features, time)) and (velocity - again).abs().max() < 1e-12
     for index in range(6):
         jacobian = torch.autograd.functional.jacobian(lambda x: network(x[None], time)[0], features[index])
-        assert float(divergence[index]) == pytest.approx(float(torch.trace(jacobian)), rel=1e-9, abs=1e-9)
+        for found in (divergence, by_jvp):
+            assert found[index].item() == pytest.approx(torch.trace(jacobian).item(), rel=1e-10, abs=1e-10)
+
+
+def test_divergence_at_a_time_of_its_own_for_each_item() -> None:
+    network = scrambled(VelocityNetwork(2, 4, hidden=24, depth=2, harmonics=2), 8)
+    features = torch.randn((5, 6), dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    time = network.embed_time(torch.linspace(0.1, 1.5, 5, dtype=torch.float64))
+    _, divergence = network.velocity_and_divergence(features, time)
+    for index in range(5):
+        alone = network.velocity_and_divergence(features[index : index + 1], time[index : index + 1])[1]
+        assert divergence[index].item() == pytest.approx(alone.item(), rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler("cpu"), reason="needs a C++ compiler")
+def test_compiled_samples_are_those_of_the_plain_network() -> None:
+    surrogate = DiffusionSurrogate(1, 0, hidden=8, depth=0, harmonics=1)
+    scrambled(surrogate.network, 5)
+    plain, compiled = (surrogate.sample(40, 3, compile=flag) for flag in (False, True))
+    assert surrogate._compiled is not None
+    for first, second in zip(plain, compiled, strict=True):
+        assert first is not None and second is not None
+        torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-8)
+
+
+def test_without_a_compiler_a_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(surrogate_module, "has_compiler", lambda _: False)
+    surrogate = DiffusionSurrogate(1, 2, hidden=16, depth=1)
+    with caplog.at_level(logging.WARNING):
+        features, _ = surrogate.sample(4, 3, compile=True)
+    assert "no compiler" in caplog.text and torch.equal(features, surrogate.sample(4, 3)[0])
 
 
 def test_velocity_is_periodic_in_the_angles() -> None:

@@ -12,6 +12,7 @@ from hpc_molgen.errors import EnvironmentProblem, InputError
 
 SUITES = {
     "ramachandran": "hpc_molgen.efficiency.suites.ramachandran:ramachandran",
+    "density": "hpc_molgen.efficiency.suites.density:density",
     "energies": "hpc_molgen.efficiency.suites.energies:energies",
     "md": "hpc_molgen.efficiency.suites.md:md",
     "tempering": "hpc_molgen.efficiency.suites.tempering:tempering",
@@ -19,6 +20,7 @@ SUITES = {
     "farm": "hpc_molgen.efficiency.suites.farm:farm",
     "farm-faults": "hpc_molgen.efficiency.suites.farm_faults:farm_faults",
     "scaling": "hpc_molgen.efficiency.suites.scaling:scaling",
+    "verdict": "hpc_molgen.efficiency.suites.verdict:verdict",
 }
 SIZES = ("smoke", "laptop")
 

@@ -65,7 +65,7 @@ def render_markdown(record: dict[str, Any]) -> str:
     """Return the record as text: question, answer, targets, tables, costs, how to repeat it.
 
     A suite's own part of the record holds `question`, `answer` (sentences), `targets` (name, target, measured, reached),
-    `tables` (caption, columns, rows), `costs` and `notes`.
+    `tables` (caption, columns, rows), `costs` and `notes`, and may hold `figures` (file, caption).
     """
     origin = record["provenance"]
     packages = ", ".join(f"{key} {value}" for key, value in {"hpc_molgen": origin["hpc_molgen"], **origin["packages"]}.items())
@@ -73,6 +73,8 @@ def render_markdown(record: dict[str, Any]) -> str:
     hardware = f"{origin['cpu']}, {origin['cores']} cores, {origin['memory_gib']} GiB, load average at the end {load}"
     lines = [f"# {record['suite']} ({record['size']})", "", record["question"], ""]
     lines += [f"- {sentence}" for sentence in record["answer"]] + [""]
+    for figure in record.get("figures", []):
+        lines += [f"![{figure['caption']}]({figure['file']})", ""]
     targets = [
         [target["name"], target["target"], target["measured"], "yes" if target["reached"] else "**no**"]
         for target in record["targets"]

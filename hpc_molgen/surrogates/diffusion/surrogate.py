@@ -1,7 +1,8 @@
-"""The diffusion surrogate: training loss, ancestral sampler, ODE sampler with exact ln q, interpolation."""
+"""The diffusion surrogate: training loss, samplers (ODE with exact ln q, weighted paths, ancestral), interpolation."""
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -9,12 +10,18 @@ import torch
 from torch import nn
 
 from hpc_molgen.angles import wrap_angle
+from hpc_molgen.compilers import has_compiler
+from hpc_molgen.config import ANCESTRAL_STEPS, PATH_STEPS, Integrator
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import torch_generator
 from hpc_molgen.surrogates.base import Surrogate
+from hpc_molgen.surrogates.diffusion.integrators import Solution, solve
 from hpc_molgen.surrogates.diffusion.network import VelocityNetwork
+from hpc_molgen.surrogates.diffusion.path import path_steps, sample_path
 from hpc_molgen.surrogates.diffusion.process import HALF_PI, noise_angle, torus_sd, torus_velocity
 from hpc_molgen.surrogates.prior import draw_prior, log_prior
+
+log = logging.getLogger(__name__)
 
 
 class DiffusionSurrogate(Surrogate):
@@ -42,6 +49,7 @@ class DiffusionSurrogate(Surrogate):
         }  # fmt: skip
         self.n_torus, self.n_features, self.schedule = n_torus, n_torus + n_euclidean, schedule
         self.network = VelocityNetwork(n_torus, n_euclidean, hidden, depth, harmonics)
+        self._compiled: Any = None
 
     def parts(self) -> dict[str, nn.Module]:
         return {"score": self.network}
@@ -84,72 +92,87 @@ class DiffusionSurrogate(Surrogate):
         Parameters
         ----------
         n, seed : int
-        sampler : {"ode", "ancestral"}
+        sampler : {"ode", "path", "ancestral"}
         n_steps : int
-            "ode": Runge-Kutta steps of four network evaluations each; "ancestral": noise levels.
+            "ode": steps of the integrator (0: its default); "path" and "ancestral": noise levels.
+        integrator, tolerance, compile : str, float, bool
+            Of "ode": see `integrators.solve`; torch.compile of the network.
         log_density : bool
-            Also ln q, for "ode" alone.
+            Also ln q, or what stands for it in the weights of "path" (see `path`); "ancestral" has none.
 
         Returns
         -------
         torch.Tensor, shape=(n, n_features); torch.Tensor, shape=(n,), float64, or None
         """
         sampler = options.get("sampler", "ode")
-        n_steps, log_density = int(options.get("n_steps", 8)), bool(options.get("log_density", True))
+        n_steps, log_density = int(options.get("n_steps", 0)), bool(options.get("log_density", True))
         generator = torch_generator(seed, "sample")
+        self._compile(bool(options.get("compile", False)))
         if sampler == "ancestral":
             if log_density:
-                raise InputError("the ancestral sampler knows no ln q: use sampler 'ode', or log_density false")
-            return self._ancestral(n, generator, n_steps), None
+                raise InputError("the ancestral sampler knows no ln q: use sampler 'ode' or 'path', or log_density false")
+            return self._ancestral(n, generator, n_steps or ANCESTRAL_STEPS), None
         prior = self.draw_prior(n, generator)
-        features, change = self.integrate(prior, HALF_PI, 0.0, n_steps, divergence=log_density)
-        if change is None:
-            return features, None
-        return features, log_prior(prior.double(), self.n_torus) - change
+        if sampler == "path":
+            steps = path_steps(n_steps or PATH_STEPS, self.n_torus)
+            features, log_ratio = sample_path(lambda x, phi: self._slope(x, phi, False)[0], prior, steps, generator)
+            return features, log_ratio if log_density else None
+        integrator: Integrator = options.get("integrator", "rk4")
+        tolerance = float(options.get("tolerance", 1e-3))
+        found = self.run_ode(prior, HALF_PI, 0.0, integrator, n_steps, tolerance, divergence=log_density)
+        if found.change is None:
+            return found.features, None
+        return found.features, log_prior(prior.double(), self.n_torus) - found.change
 
     @torch.no_grad()
-    def log_density(self, features: torch.Tensor, n_steps: int = 8) -> torch.Tensor:
+    def log_density(
+        self, features: torch.Tensor, n_steps: int = 0, integrator: Integrator = "rk4", tolerance: float = 1e-3
+    ) -> torch.Tensor:
         """Return ln q (n,) of given features by running the ODE from the data to the prior."""
-        prior, change = self.integrate(features.to(self._like()), 0.0, HALF_PI, n_steps, divergence=True)
-        assert change is not None
-        return log_prior(prior.double(), self.n_torus) + change
+        found = self.run_ode(features.to(self._like()), 0.0, HALF_PI, integrator, n_steps, tolerance, divergence=True)
+        assert found.change is not None
+        return log_prior(found.features.double(), self.n_torus) + found.change
 
-    def integrate(
-        self, features: torch.Tensor, start: float, end: float, n_steps: int, *, divergence: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the probability-flow ODE from noise angle `start` to `end` with the classical Runge-Kutta method.
+    def run_ode(
+        self,
+        features: torch.Tensor,
+        start: float,
+        end: float,
+        integrator: Integrator = "rk4",
+        n_steps: int = 0,
+        tolerance: float = 1e-3,
+        *,
+        divergence: bool,
+    ) -> Solution:
+        """Run the probability-flow ODE from noise angle `start` to `end` (see `integrators.solve`); end points are wrapped.
 
-        Returns
-        -------
-        torch.Tensor, shape=(n, n_features)
-            End points, angles wrapped.
-        torch.Tensor, shape=(n,), float64, or None
-            Integral of the divergence: ln|det| of the map (Chen et al. 2018, NeurIPS, theorem 1), without an estimator.
+        With `divergence` also its integral: ln|det| of the map (Chen et al. 2018, NeurIPS, theorem 1), without an estimator.
         """
-        step = (end - start) / n_steps
-        change = torch.zeros(len(features), dtype=torch.float64, device=features.device) if divergence else None
-        for index in range(n_steps):
-            phi = start + index * step
-            times = self.network.embed_time(torch.tensor([phi, phi + step / 2, phi + step]).to(features))
-            slopes: list[tuple[torch.Tensor, float]] = []
-            point = features
-            for stage, (fraction, weight) in enumerate(((0.0, 1.0), (0.5, 2.0), (0.5, 2.0), (1.0, 1.0))):
-                if stage:
-                    point = features + fraction * step * slopes[-1][0]
-                time = times[(stage + 1) // 2 : (stage + 1) // 2 + 1]
-                velocity, local = self._slope(point, time, divergence)
-                slopes.append((velocity, weight))
-                if change is not None and local is not None:
-                    change = change + step * weight / 6 * local.double()
-            features = features + step / 6 * sum(weight * velocity for velocity, weight in slopes)
-        return self._wrapped(features), change
 
-    def _slope(self, features: torch.Tensor, time: torch.Tensor, divergence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def slope(points: torch.Tensor, phi: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return self._slope(points, phi, divergence)
+
+        found = solve(slope, features, start, end, integrator, n_steps, tolerance)
+        return Solution(self.wrapped(found.features), found.change, found.n_evaluations)
+
+    def _slope(self, features: torch.Tensor, phi: float, divergence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        time = self.network.embed_time(torch.tensor([phi], dtype=torch.float64).to(features))
         if divergence:
-            return self.network.velocity_and_divergence(features, time)
+            found: tuple[torch.Tensor, torch.Tensor] = (self._compiled or self.network.velocity_and_divergence)(features, time)
+            return found
         return self.network(features, time), None
 
-    def _wrapped(self, features: torch.Tensor) -> torch.Tensor:
+    def _compile(self, wanted: bool) -> None:
+        """Compile velocity and divergence, or go back to running them as they are; without a compiler a line says so."""
+        if not wanted:
+            self._compiled = None
+        elif self._compiled is None and has_compiler(str(self._like().device)):
+            self._compiled = torch.compile(self.network.velocity_and_divergence, dynamic=True)
+        elif self._compiled is None:
+            log.warning("sample.compile: there is no compiler for torch on this machine; the network runs as it is")
+
+    def wrapped(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (n, n_features) with their angles in (-pi, pi]."""
         return torch.cat([wrap_angle(features[:, : self.n_torus]), features[:, self.n_torus :]], dim=1)
 
     def _ancestral(self, n: int, generator: torch.Generator, n_levels: int) -> torch.Tensor:
@@ -186,14 +209,15 @@ class DiffusionSurrogate(Surrogate):
         run back.
         """
         m = self.n_torus
-        ends, _ = self.integrate(torch.stack([first, last]).to(self._like()), 0.0, HALF_PI, n_steps, divergence=False)
+        both = torch.stack([first, last]).to(self._like())
+        ends = self.run_ode(both, 0.0, HALF_PI, n_steps=n_steps, divergence=False).features
         share = torch.linspace(0, 1, n_points).to(ends)[:, None]
         angles = ends[:1, :m] + share * wrap_angle(ends[1:, :m] - ends[:1, :m])
         a, b = ends[:1, m:], ends[1:, m:]
         omega = torch.arccos(((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-12)).clamp(-1 + 1e-6, 1 - 1e-6))
         rest = (torch.sin((1 - share) * omega) * a + torch.sin(share * omega) * b) / torch.sin(omega)
-        path, _ = self.integrate(torch.cat([wrap_angle(angles), rest], dim=1), HALF_PI, 0.0, n_steps, divergence=False)
-        return path
+        noise = torch.cat([wrap_angle(angles), rest], dim=1)
+        return self.run_ode(noise, HALF_PI, 0.0, n_steps=n_steps, divergence=False).features
 
 
 def torus_ratio(then: float, now: float) -> float:

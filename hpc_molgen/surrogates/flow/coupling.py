@@ -44,6 +44,8 @@ class Coupling(nn.Module):
         Of the splines of real numbers and of angles.
     bound : float
         Real numbers beyond +-bound are moved by an affine map alone.
+    conditions : int
+        Numbers that the network is told beside the features.
     """
 
     moved_angles: torch.Tensor
@@ -54,7 +56,7 @@ class Coupling(nn.Module):
 
     def __init__(
         self, n_torus: int, n_euclidean: int, moved: torch.Tensor, hidden: int, depth: int, harmonics: int,
-        bins: int, torus_bins: int, bound: float,
+        bins: int, torus_bins: int, bound: float, conditions: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         is_moved = torch.zeros(n_torus + n_euclidean, dtype=torch.bool)
@@ -67,14 +69,14 @@ class Coupling(nn.Module):
         self.bound = bound
         self.n_angles, self.n_rest = len(self.moved_angles), len(self.moved_rest)
         self.sizes = self.n_angles * n_parameters(torus_bins), self.n_rest * n_parameters(bins)
-        inward = 2 * harmonics * len(self.kept_angles) + len(self.kept_rest)
+        inward = 2 * harmonics * len(self.kept_angles) + len(self.kept_rest) + conditions
         self.conditioner = Conditioner(inward, sum(self.sizes), hidden, depth)
 
-    def forward(self, features: torch.Tensor, *, inverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (n, n_features) moved, or moved back, and ln|det| (n,) of that map."""
+    def forward(self, features: torch.Tensor, conditions: torch.Tensor, *, inverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, n_features) moved, or moved back, and ln|det| (n,) of that map, given `conditions` (n, n_conditions)."""
         n = len(features)
         angles = (features[:, self.kept_angles, None] * self.multiples).flatten(1)
-        kept = torch.cat([torch.cos(angles), torch.sin(angles), features[:, self.kept_rest]], dim=1)
+        kept = torch.cat([torch.cos(angles), torch.sin(angles), features[:, self.kept_rest], conditions], dim=1)
         # in bf16 the network alone: a spline's inverse and slope need the digits
         of_angles, of_rest = self.conditioner(kept).to(features.dtype).split(self.sizes)
         moved, log_det = features.clone(), features.new_zeros(n)

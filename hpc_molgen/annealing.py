@@ -1,0 +1,196 @@
+"""What the correct stage does where weights alone are worth too little: it moves the samples until they are.
+
+Islands of proposals are independent items of work. A surrogate that gives ln q in one pass is annealed to the Boltzmann
+distribution by sequential Monte Carlo; one whose ln q takes an integration makes proposals of exact chains.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hpc_molgen import reweighting
+from hpc_molgen.ensemble import Ensemble, read_ensemble
+from hpc_molgen.seeding import derive_seed
+from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.workers import Stopwatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from hpc_molgen.config import CorrectConfig, SampleConfig
+    from hpc_molgen.run import Run
+
+log = logging.getLogger(__name__)
+POOR_ESS = 0.1  # of the samples: below, `correct.method: auto` anneals
+SWEEPS = 40  # independence steps of a chain, whose number follows
+
+
+@dataclass(frozen=True)
+class Island:
+    """Proposals that are moved together."""
+
+    index: int
+    system: MolecularSystem
+    config: CorrectConfig
+    sample: SampleConfig
+    surrogate: Path
+    representation: Path
+    positions_nm: np.ndarray
+    log_density: np.ndarray
+    seed: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What became of an island.
+
+    Attributes
+    ----------
+    positions_nm : np.ndarray, shape=(n, n_atoms, 3)
+    reduced_energy, log_weight : np.ndarray, shape=(n,)
+    unit : np.ndarray, shape=(n,), int
+        What is independent: the island (0) of annealed particles, or the chain.
+    parent : np.ndarray, shape=(n,), int
+        Proposal of the island that each conformation descends from; -1 in chains.
+    about : dict
+        Figures of the island.
+    """
+
+    positions_nm: np.ndarray
+    reduced_energy: np.ndarray
+    log_weight: np.ndarray
+    unit: np.ndarray
+    parent: np.ndarray
+    about: dict[str, Any]
+
+
+def choose_method(config: CorrectConfig, log_weight: np.ndarray) -> Literal["weights", "anneal"]:
+    """Return what the configuration asks for; by default annealing where the effective size is below a tenth."""
+    if config.method != "auto":
+        return config.method
+    return "weights" if reweighting.kish_ess(log_weight) >= POOR_ESS * len(log_weight) else "anneal"
+
+
+def plan_islands(run: Run, energies: list[tuple[np.ndarray, float]]) -> list[Island]:
+    """Cut the proposals into islands where they have to be moved; none where their weights are good enough, or there are none.
+
+    Where the batched engine does not know the forces nothing can be moved, which the log says.
+    """
+    if run.config.makes_trajectories or not run.config.correct.weights:
+        return []
+    config, system = run.config.correct, run.system
+    proposals = read_ensemble(run.path("sample", "proposals.h5"), system)
+
+    def wanted() -> bool:
+        log_weight = reweighting.importance_log_weights(np.concatenate([part for part, _ in energies]), proposals.log_density)
+        return choose_method(config, log_weight) == "anneal" and _can_be_moved(run)
+
+    if not run.workers.from_root(wanted):
+        return []
+    files = run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors")
+    size = max(1, min(config.island_size, len(proposals)))
+    return [
+        Island(
+            index, system, config, run.config.sample, *files, proposals.positions_nm[start : start + size],
+            proposals.log_density[start : start + size], derive_seed(run.config.seed, "anneal", index),
+        )
+        for index, start in enumerate(range(0, len(proposals) - size + 1, size))
+    ]  # fmt: skip
+
+
+def _can_be_moved(run: Run) -> bool:
+    from hpc_molgen.dynamics.batched import try_batched
+
+    if run.config.representation.name != "internal":
+        log.warning(
+            "weights of the representation '%s' are poor; only 'internal' can be annealed", run.config.representation.name
+        )
+        return False
+    if run.config.sample.sampler == "path":
+        log.warning("weights are poor, and sample.sampler path gives no ln q by which samples could be annealed")
+        return False
+    return try_batched(run.system) is not None  # which says in the log why not
+
+
+def move_island(island: Island) -> Moved:
+    """Carry one island to the Boltzmann distribution, by annealing or by chains as its surrogate allows."""
+    import torch
+
+    from hpc_molgen.montecarlo.chains import run_chains
+    from hpc_molgen.montecarlo.densities import BoltzmannDensity
+    from hpc_molgen.montecarlo.smc import anneal
+    from hpc_molgen.representations.base import load_representation
+    from hpc_molgen.surrogates.base import load_surrogate
+
+    torch.set_num_threads(1)  # islands are the parallelism: one core each
+    watch, system, config = Stopwatch(), island.system, island.config
+    surrogate = load_surrogate(island.surrogate, system.key)
+    representation = load_representation(island.representation, system)
+    target, n_torus = BoltzmannDensity(system, representation), representation.n_torus
+    features = representation.encode(torch.as_tensor(island.positions_nm, dtype=torch.float64))
+    about: dict[str, Any]
+    if surrogate.one_pass:
+        start = surrogate.log_density_and_gradient
+        particles = anneal(
+            start, target, features, n_torus, island.seed, n_moves=config.moves, conditional_ess=config.conditional_ess
+        )
+        moved, log_target, log_weight = particles.features, particles.log_target, particles.log_weight
+        unit, parent = np.zeros(len(moved), dtype=int), particles.ancestor
+        about = {"levels": len(particles.levels), "acceptance": float(np.mean(particles.acceptance))}
+        about["log_z"] = float(np.log(np.mean(np.exp(log_weight - log_weight.max()))) + log_weight.max())
+    else:
+        _, log_abs_det = representation.decode(features)
+        log_q = torch.as_tensor(island.log_density) + log_abs_det
+        n_chains = max(1, len(features) // SWEEPS)
+        log_start, seed = _density_of(surrogate, island.sample), island.seed
+        chains = run_chains(log_start, target, features, log_q, n_torus, n_chains, seed, n_moves=config.moves)
+        moved = chains.features.transpose(0, 1).reshape(-1, features.shape[1])
+        log_target = chains.log_target.T.reshape(-1)
+        log_weight, parent = np.zeros(len(moved)), np.full(len(moved), -1)
+        unit = np.repeat(np.arange(n_chains), len(chains.features))
+        about = {"independence_acceptance": chains.independence_acceptance, "acceptance": chains.langevin_acceptance}
+    positions, log_abs_det = representation.decode(moved)
+    energy = log_abs_det.numpy() - log_target
+    about |= {"n_energies": target.n_evaluations, "cpu_s": watch.cpu_s}
+    return Moved(positions.numpy(), energy, log_weight, unit, parent, about)
+
+
+def _density_of(surrogate: Any, config: SampleConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Ln q (n,) of features (n, n_features), as the samples have it."""
+    from hpc_molgen.surrogates.base import density_options
+
+    return functools.partial(surrogate.log_density, **density_options(surrogate, config))
+
+
+def join_islands(run: Run, islands: Sequence[Island], moved: Sequence[Moved]) -> tuple[Ensemble, dict[str, Any]]:
+    """Join what became of the islands: an ensemble, whose trajectories are what is independent, and how it was made."""
+    size = len(islands[0].positions_nm)
+    per_island = [int(part.unit.max()) + 1 for part in moved]
+    first = np.concatenate([[0], np.cumsum(per_island)])
+    ensemble = Ensemble.create(
+        run.system,
+        np.concatenate([part.positions_nm for part in moved]),
+        reduced_energy=np.concatenate([part.reduced_energy for part in moved]),
+        log_weight=np.concatenate([part.log_weight for part in moved]),
+        parent=np.concatenate(
+            [np.where(part.parent < 0, -1, part.parent + size * number) for number, part in enumerate(moved)]
+        ),
+        trajectory=np.concatenate([part.unit + start for part, start in zip(moved, first, strict=False)]),
+    )
+    names = sorted({name for part in moved for name in part.about} - {"n_energies", "cpu_s", "log_z"})
+    about: dict[str, Any] = {name: float(np.mean([part.about[name] for part in moved])) for name in names}
+    about["kind"] = "sequential Monte Carlo" if "levels" in about else "chains"
+    about |= {"islands": len(moved), "independent_parts": int(first[-1])}
+    about |= {name: sum(part.about[name] for part in moved) for name in ("n_energies", "cpu_s")}
+    if "levels" in about:
+        log_z = np.array([part.about["log_z"] for part in moved])
+        about["log_z_sd"] = float(log_z.std(ddof=1)) if len(log_z) > 1 else None
+        about["ancestors"] = len(np.unique(ensemble.parent))
+    return ensemble, about

@@ -1,0 +1,138 @@
+"""Surrogates too poor for weights: their samples are moved to the Boltzmann distribution, and hot or absent data suffice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpc_molgen import datasets
+from hpc_molgen.config import load_config
+from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.errors import InputError
+from hpc_molgen.montecarlo.densities import BoltzmannDensity
+from hpc_molgen.representations.base import load_representation
+from hpc_molgen.reweighting import normalised_weights
+from hpc_molgen.run import Run
+from hpc_molgen.surrogates.base import load_surrogate
+from tests.conftest import CommandLine
+
+FLOW = {
+    "surrogate": "{name: flow, layers: 4, hidden: 32}", "reference.n_walkers": 16, "reference.production_ps": 60,
+    "reference.equilibration_ps": 5, "train.n_steps": 30, "train.warmup_steps": 5, "train.batch_size": 256,
+    "sample.n_samples": 1600, "correct.n_structures": 5, "correct.check_frames": 200, "correct.island_size": 200,
+}  # fmt: skip
+
+
+def execute(command: CommandLine, directory: Path, settings: dict[str, object]) -> Run:
+    given = (part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
+    ended = command("run", "alanine-dipeptide", "--out", str(directory), "--to", "correct", *given)
+    assert ended.returncode == 0, ended.stderr
+    return Run.open(directory)
+
+
+def mean_by_units(values: np.ndarray, weights: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+    """Weighted mean and its jackknife error over independent units."""
+    found, index = np.unique(units, return_inverse=True)
+    top, total = np.bincount(index, weights * values), np.bincount(index, weights)
+    left = (top.sum() - top) / (total.sum() - total)
+    n = len(found)
+    return float(top.sum() / total.sum()), float(np.sqrt((n - 1) / n * np.sum((left - left.mean()) ** 2)))
+
+
+def check_against_md(run: Run) -> None:
+    """The mean energy of what was moved is that of held-out MD, within four standard errors of both."""
+    moved = read_ensemble(run.path("correct", "annealed.h5"), run.system)
+    _, held_out = datasets.load_split(run)
+    ours = mean_by_units(moved.reduced_energy, normalised_weights(moved.log_weight), moved.trajectory)
+    md = mean_by_units(held_out.reduced_energy, normalised_weights(held_out.log_weight), held_out.trajectory)
+    assert abs(ours[0] - md[0]) < 4 * np.hypot(ours[1], md[1])
+    assert np.hypot(ours[1], md[1]) < 1.0  # kT; raw samples of such a surrogate are tens of kT off
+    raw = read_ensemble(run.path("correct", "weighted.h5"), run.system).reduced_energy
+    assert raw.mean() - ours[0] > 5
+    chosen = np.arange(0, len(moved), len(moved) // 40)
+    energies = Engine(run.system, "Reference").reduced_energy(moved.positions_nm[chosen])
+    np.testing.assert_allclose(moved.reduced_energy[chosen], energies, atol=1e-3, rtol=1e-5)
+    assert len(list(run.path("correct", "pdb").glob("*.pdb"))) == 5
+
+
+def test_a_poor_flow_is_annealed(command: CommandLine, tmp_path: Path) -> None:
+    run = execute(command, tmp_path / "run", FLOW)
+    found = json.loads(run.path("correct", "diagnostics.json").read_text())
+    assert found["importance"]["ess_fraction"] < 0.1 < found["ess_fraction"]
+    about = found["annealed"]
+    assert about["kind"] == "sequential Monte Carlo" and about["islands"] == about["independent_parts"] == 8
+    assert about["n_energies"] > 1600 * about["levels"] * 3 and about["ancestors"] > 50
+    check_against_md(run)
+
+
+@pytest.mark.slow
+def test_a_poor_diffusion_makes_proposals_of_chains(command: CommandLine, tmp_path: Path) -> None:
+    small = {"surrogate": "{hidden: 32, depth: 1}", "train.n_steps": 200, "train.warmup_steps": 20, "sample.n_steps": 6}
+    run = execute(command, tmp_path / "run", FLOW | small | {"sample.n_samples": 2400, "correct.island_size": 1200})
+    found = json.loads(run.path("correct", "diagnostics.json").read_text())
+    assert found["annealed"]["kind"] == "chains" and found["annealed"]["independent_parts"] == 60
+    assert 0 < found["annealed"]["independence_acceptance"] < 0.5
+    check_against_md(run)
+
+
+def test_hot_frames_are_cooled(command: CommandLine, tmp_path: Path) -> None:
+    """Training walkers run hot and are weighed so; rounds end at the system's temperature; one flow then serves them all."""
+    hot = {
+        "surrogate": "{name: flow, layers: 4, hidden: 32, temperatures: true}", "reference.training_kelvin": 400,
+        "reference.training_ps": 80, "reference.production_ps": 20, "train.n_steps": 150, "refine.n_samples": 10000,
+        "refine.n_steps": 60, "refine.cooling_ess": 0.01,
+    }  # fmt: skip
+    run = execute(command, tmp_path / "run", FLOW | hot)
+    train, held_out = datasets.load_split(run)
+    assert len(train) == 4 * len(held_out)
+    level = datasets.training_log_temperature(run)
+    weights = datasets.boltzmann_weights(train, level)
+    hot_mean, cold_mean = weights @ train.reduced_energy, datasets.boltzmann_weights(held_out) @ held_out.reduced_energy
+    # equipartition: 3N - 6 = 60 vibrations have kT/2 each of potential energy, ten more kT at 400 than at 300 K
+    assert 7 < hot_mean - cold_mean < 13
+    assert datasets.boltzmann_weights(train).max() > 20 * weights.max()  # weights back to 300 K: few frames carry them
+    rounds = run.details("train")["rounds"]
+    kelvin = [part["kelvin"] for part in rounds]
+    assert kelvin == sorted(kelvin, reverse=True) and kelvin[-1] == pytest.approx(300) and kelvin[0] < 400
+    assert run.details("train")["round_energies"] == 10000 * len(rounds)
+    surrogate = load_surrogate(run.path("train", "surrogate.safetensors"), run.system.key)
+    items = load_file(run.path("train", "round-1", "samples-00000.safetensors"))["features"]
+    cold, warm = (surrogate.log_density(items[:500], log_temperature=value) for value in (0.0, level))
+    assert (warm - cold).abs().mean() > 0.1
+
+
+def test_energies_alone_train_a_flow(command: CommandLine, tmp_path: Path) -> None:
+    """No frame is trained on: particles that come from the prior are, and they have the Boltzmann distribution."""
+    alone = {"refine.start": "prior", "refine.start_samples": 2000, "reference.training_ps": 20, "correct.method": "weights"}
+    run = execute(command, tmp_path / "run", FLOW | alone)
+    parts = [load_file(path) for path in sorted(run.path("train", "start").glob("samples-*.safetensors"))]
+    assert len(parts) == 2 and run.details("train")["n_items"] == 2000
+    assert run.details("train")["round_energies"] == sum(int(part["n_energies"]) for part in parts) > 2000 * 10
+    representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
+    features = torch.cat([part["features"] for part in parts]).double()
+    weights = normalised_weights(torch.cat([part["log_weight"] for part in parts]).numpy())
+    value, _ = BoltzmannDensity(run.system, representation)(features)
+    energy = (representation.decode(features)[1] - value).numpy()
+    _, held_out = datasets.load_split(run)
+    md = mean_by_units(held_out.reduced_energy, normalised_weights(held_out.log_weight), held_out.trajectory)
+    spread = np.sqrt(weights @ (energy - weights @ energy) ** 2) * np.sqrt((weights**2).sum())
+    assert abs(weights @ energy - md[0]) < 4 * np.hypot(md[1], 2 * spread)  # particles share ancestors: twice their spread
+
+
+def test_what_cannot_be_cooled_is_refused() -> None:
+    for settings, words in (
+        (["reference.training_kelvin=250"], "must be above"),
+        (
+            ["reference.training_kelvin=400", "reference.bias_torsion=null", "reference.tempering_kelvin=[400]"],
+            "tempering_kelvin",
+        ),
+        (["surrogate={name: flow, temperatures: true}"], "training_kelvin"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_config("alanine-dipeptide", settings)
