@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 
 from hpc_molgen import datasets, reweighting
 from hpc_molgen.dynamics.choice import choose_energies, energy_function
@@ -65,12 +66,9 @@ class Pool:
         """Weights (n,) that sum to one, the largest made equal."""
         return torch.as_tensor(reweighting.normalised_weights(reweighting.clipped(self.log_weight, clip_share)))
 
-    def thinned(self, n: int, seed: int) -> Pool:
-        """`n` samples drawn by weight, systematically, for a pool of whose samples few count."""
-        if len(self.features) <= n:
-            return self
-        chosen = reweighting.systematic_resample(self.log_weight, n, numpy_generator(seed, "thinned"))
-        return Pool(self.features[torch.as_tensor(chosen)], np.zeros(n), self.log_temperature)
+    def effective(self, clip_share: float) -> float:
+        """Effective number of samples, the largest weights made equal."""
+        return reweighting.kish_ess(reweighting.clipped(self.log_weight, clip_share))
 
     def items(self) -> torch.Tensor:
         """Features with ln(T / T0) behind them: shape (n, n_features + 1)."""
@@ -96,12 +94,25 @@ def prior_items(run: Run) -> TrainingSet:
     for index in range(group.rank, -(-n // block), group.size):
         path = directory / f"samples-{index:05d}.safetensors"
         if not path.exists():
-            found = method(scaled, derive_seed(run.config.seed, "prior", index), block)
-            _save(path, run, found.features, found.log_weight, found.n_energies)
+            seed = derive_seed(run.config.seed, "prior", index)
+            found = method(scaled, seed, block)
+            kept, log_weight = thinned(found.log_weight, max(1, int(4 * share * block)), seed)
+            _save(path, run, found.features[torch.as_tensor(kept)], log_weight, found.n_energies)
     group.largest(0.0)
-    pool = _read_pool(directory, run, log_temperature).thinned(2 * wanted, derive_seed(run.config.seed, "prior chosen"))
+    pool = _read_pool(directory, run, log_temperature)
     told = log_temperature > 0 and surrogate_class(run.config.surrogate.name).one_pass
     return TrainingSet(pool.items() if told else pool.features, pool.shares(run.config.refine.clip_share))
+
+
+def thinned(log_weight: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose `n` of many samples by weight, systematically; equal log-weights (n,) then hold the sum of all weights.
+
+    Where there are no more than `n`, all are kept with the weights that they have.
+    """
+    if len(log_weight) <= n:
+        return np.arange(len(log_weight)), log_weight
+    chosen = reweighting.systematic_resample(log_weight, n, numpy_generator(seed, "thinned"))
+    return chosen, np.full(n, logsumexp(log_weight) - np.log(n))
 
 
 def refine_surrogate(run: Run) -> dict[str, Any]:
@@ -125,7 +136,7 @@ def refine_surrogate(run: Run) -> dict[str, Any]:
     final = run.path("train", "surrogate.safetensors")
     surrogate = load_surrogate(final, run.system.key).to(group.device)
     held_out = structures(datasets.load_split(run)[1], representation)
-    pools: list[Pool] = []
+    pools = [_read_pool(run.path("train", "start"), run, level)] if config.start == "prior" else []
     rounds: list[dict[str, Any]] = []
     left, waited = config.rounds, 0
     while level > 0 or left > 0:
@@ -184,13 +195,14 @@ def _coldest(run: Run, representation: Representation, surrogate: Surrogate, lev
 
 
 def _training_set(pools: list[Pool], surrogate: Surrogate, clip_share: float) -> TrainingSet:
-    """The newest pool, or, for one surrogate of all temperatures, half of it and half of the others."""
-    newest = pools[-1]
-    others = pools[:-1] if surrogate.hyperparameters.get("temperatures") else []
-    if not others:
-        return TrainingSet(newest.items() if surrogate.one_pass else newest.features, newest.shares(clip_share))
-    shares = [0.5 * newest.shares(clip_share), *(0.5 / len(others) * pool.shares(clip_share) for pool in others)]
-    return TrainingSet(torch.cat([pool.items() for pool in (newest, *others)]), torch.cat(shares))
+    """All pools of the newest one's temperature, each in proportion to its effective number of samples.
+
+    So a poor pool does not undo what a better one has taught. One surrogate of all temperatures sees the other pools as well.
+    """
+    newest, every = pools[-1], bool(surrogate.hyperparameters.get("temperatures"))
+    used = [pool for pool in pools if every or pool.log_temperature == newest.log_temperature]
+    items = torch.cat([pool.items() if surrogate.one_pass else pool.features for pool in used])
+    return TrainingSet(items, torch.cat([pool.effective(clip_share) * pool.shares(clip_share) for pool in used]))
 
 
 def _train_round(
