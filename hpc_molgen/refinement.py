@@ -96,7 +96,8 @@ def prior_items(run: Run) -> TrainingSet:
         if not path.exists():
             seed = derive_seed(run.config.seed, "prior", index)
             found = method(scaled, seed, block)
-            kept, log_weight = thinned(found.log_weight, max(1, int(4 * share * block)), seed)
+            n_kept = max(1, int(4 * share * block)) if method is weighted_prior else block
+            kept, log_weight = thinned(found.log_weight, n_kept, seed)
             _save(path, run, found.features[torch.as_tensor(kept)], log_weight, found.n_energies)
     group.largest(0.0)
     pool = _read_pool(directory, run, log_temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def test_smoke_run_writes_a_complete_record(command: CommandLine, tmp_path: Path
     assert "path weights" in (tmp_path / "density-smoke.md").read_text()
 
 
-def test_path_weights_through_the_pipeline(command: CommandLine, tmp_path: Path) -> None:
+def test_path_weights_through_the_pipeline(command: CommandLine, tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")  # trained already
     settings = ["sample.sampler=path", "sample.n_steps=12", "sample.n_samples=60", "sample.shard_size=40"]
     values = [part for value in settings for part in ("--set", value)]
     shown = command("run", "tiny", "--out", str(tmp_path / "run"), "--to", "correct", *values)
@@ -48,7 +50,8 @@ def test_path_weights_through_the_pipeline(command: CommandLine, tmp_path: Path)
     assert len(weighted) == 60 and 0 < run.details("correct")["ess_fraction"] <= 1
 
 
-def test_exact_weights_say_how_exact(command: CommandLine, tmp_path: Path) -> None:
+def test_exact_weights_say_how_exact(command: CommandLine, tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
     values = [part for value in ("sample.integrator=heun", "sample.n_steps=10") for part in ("--set", value)]
     shown = command("run", "tiny", "--out", str(tmp_path / "run"), "--to", "sample", *values)
     assert shown.returncode == 0, shown.stderr
