@@ -96,8 +96,8 @@ def test_hot_frames_are_cooled(command: CommandLine, tmp_path: Path) -> None:
     """Training walkers run hot and are weighed so; rounds end at the system's temperature; one flow then serves them all."""
     hot = {
         "surrogate": "{name: flow, layers: 4, hidden: 32, temperatures: true}", "reference.training_kelvin": 400,
-        "reference.training_ps": 80, "reference.production_ps": 20, "train.n_steps": 100, "refine.n_samples": 4000,
-        "refine.n_steps": 40, "refine.cooling_ess": 0.01,
+        "reference.training_ps": 80, "reference.production_ps": 20, "sample.n_samples": 200, "correct.method": "weights",
+        "train.n_steps": 100, "refine.n_samples": 4000, "refine.n_steps": 40, "refine.cooling_ess": 0.01,
     }  # fmt: skip
     run = execute(command, tmp_path / "run", FLOW | hot)
     train, held_out = datasets.load_split(run)
