@@ -17,10 +17,10 @@ from hpc_molgen.surrogates.base import load_surrogate
 from tests.conftest import CommandLine
 
 SETTINGS = {
-    "surrogate": "{name: flow, layers: 4, hidden: 48}", "reference.n_walkers": 8, "reference.production_ps": 300,
+    "surrogate": "{name: flow, layers: 4, hidden: 48}", "reference.n_walkers": 8, "reference.production_ps": 400,
     "train.n_steps": 250, "train.warmup_steps": 20, "train.batch_size": 256, "sample.n_samples": 2000,
-    "correct.n_structures": 5, "refine.rounds": 2, "refine.n_samples": 20000, "refine.n_steps": 80,
-    "refine.learning_rate": 5e-4,
+    "correct.n_structures": 5, "correct.method": "weights", "refine.rounds": 2, "refine.n_samples": 40000,
+    "refine.n_steps": 120, "refine.learning_rate": 5e-4,
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_a_flow_is_a_surrogate_like_the_other(command: CommandLine, tmp_path: Pa
     np.testing.assert_allclose(weighted.log_weight[chosen][finite], expected[finite], atol=1e-2, rtol=1e-5)
     found = json.loads(run.path("correct", "diagnostics.json").read_text())
     rounds = run.details("train")["rounds"]
-    assert len(rounds) == 2 and run.details("train")["round_energies"] == 40000
+    assert len(rounds) == 2 and run.details("train")["round_energies"] == 80000
     assert found["ess_fraction"] > 0.05
     check_weights_of_the_second_round(run)
     # weighted independent samples mend what few correlated frames have taught it wrong. The losses' standard error is 0.06
