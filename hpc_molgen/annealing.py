@@ -7,6 +7,7 @@ distribution by sequential Monte Carlo; one whose ln q takes an integration make
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy.special import logsumexp
 
 from hpc_molgen import reweighting
 from hpc_molgen.ensemble import Ensemble, read_ensemble
@@ -29,14 +31,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POOR_ESS = 0.1  # of the samples: below, `correct.method: auto` anneals
+FEWEST = 20  # samples that a chain needs
 SWEEPS = 40  # independence steps of a chain, whose number follows
 
 
 @dataclass(frozen=True)
 class Island:
-    """Proposals that are moved together."""
+    """Proposals that are moved together, from number `start` on."""
 
-    index: int
+    start: int
     system: MolecularSystem
     config: CorrectConfig
     sample: SampleConfig
@@ -90,28 +93,32 @@ def plan_islands(run: Run, energies: list[tuple[np.ndarray, float]]) -> list[Isl
 
     def wanted() -> bool:
         log_weight = reweighting.importance_log_weights(np.concatenate([part for part, _ in energies]), proposals.log_density)
-        return choose_method(config, log_weight) == "anneal" and _can_be_moved(run)
+        return choose_method(config, log_weight) == "anneal" and _can_be_moved(run, len(proposals))
 
     if not run.workers.from_root(wanted):
         return []
     files = run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors")
-    size = max(1, min(config.island_size, len(proposals)))
+    n_islands = max(1, len(proposals) // config.island_size)  # of nearly equal sizes, so that no proposal is left over
+    edges = [len(proposals) * number // n_islands for number in range(n_islands + 1)]
     return [
         Island(
-            index, system, config, run.config.sample, *files, proposals.positions_nm[start : start + size],
-            proposals.log_density[start : start + size], derive_seed(run.config.seed, "anneal", index),
+            start, system, config, run.config.sample, *files, proposals.positions_nm[start:end],
+            proposals.log_density[start:end], derive_seed(run.config.seed, "anneal", index),
         )
-        for index, start in enumerate(range(0, len(proposals) - size + 1, size))
+        for index, (start, end) in enumerate(itertools.pairwise(edges))
     ]  # fmt: skip
 
 
-def _can_be_moved(run: Run) -> bool:
+def _can_be_moved(run: Run, n_samples: int) -> bool:
     from hpc_molgen.dynamics.batched import try_batched
 
     if run.config.representation.name != "internal":
         log.warning(
             "weights of the representation '%s' are poor; only 'internal' can be annealed", run.config.representation.name
         )
+        return False
+    if n_samples < FEWEST:
+        log.warning("weights are poor, and %d samples are too few to be moved", n_samples)
         return False
     if run.config.sample.sampler == "path":
         log.warning("weights are poor, and sample.sampler path gives no ln q by which samples could be annealed")
@@ -144,7 +151,7 @@ def move_island(island: Island) -> Moved:
         moved, log_target, log_weight = particles.features, particles.log_target, particles.log_weight
         unit, parent = np.zeros(len(moved), dtype=int), particles.ancestor
         about = {"levels": len(particles.levels), "acceptance": float(np.mean(particles.acceptance))}
-        about["log_z"] = float(np.log(np.mean(np.exp(log_weight - log_weight.max()))) + log_weight.max())
+        about["log_z"] = float(logsumexp(log_weight) - np.log(len(log_weight)))
     else:
         _, log_abs_det = representation.decode(features)
         log_q = torch.as_tensor(island.log_density) + log_abs_det
@@ -171,7 +178,6 @@ def _density_of(surrogate: Any, config: SampleConfig) -> Callable[[torch.Tensor]
 
 def join_islands(run: Run, islands: Sequence[Island], moved: Sequence[Moved]) -> tuple[Ensemble, dict[str, Any]]:
     """Join what became of the islands: an ensemble, whose trajectories are what is independent, and how it was made."""
-    size = len(islands[0].positions_nm)
     per_island = [int(part.unit.max()) + 1 for part in moved]
     first = np.concatenate([[0], np.cumsum(per_island)])
     ensemble = Ensemble.create(
@@ -180,7 +186,7 @@ def join_islands(run: Run, islands: Sequence[Island], moved: Sequence[Moved]) ->
         reduced_energy=np.concatenate([part.reduced_energy for part in moved]),
         log_weight=np.concatenate([part.log_weight for part in moved]),
         parent=np.concatenate(
-            [np.where(part.parent < 0, -1, part.parent + size * number) for number, part in enumerate(moved)]
+            [np.where(part.parent < 0, -1, part.parent + island.start) for island, part in zip(islands, moved, strict=True)]
         ),
         trajectory=np.concatenate([part.unit + start for part, start in zip(moved, first, strict=False)]),
     )

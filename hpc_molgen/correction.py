@@ -85,7 +85,7 @@ def write_weighted(
         run.path("correct", "weighted.h5"), weighted, system, seed=run.config.seed, config_yaml=dump_config(run.config)
     )
     _, held_out = datasets.load_split(run)
-    checker = StructureChecker(system, _weighted_quantile(held_out, 0.999))
+    checker = StructureChecker(system, _highest_energy(held_out))
     checks = checker(weighted.positions_nm, weighted.reduced_energy)
     diagnostics["failed_fractions_of_samples"] = check_fractions(checks)
     generator = numpy_generator(run.config.seed, "structures")
@@ -149,7 +149,7 @@ def write_frames(run: Run) -> dict[str, Any]:
     weights = weights / weights.sum()
     distance, nearest = cKDTree(known).query(channels[chosen])
     structures = dataclasses.replace(reference[nearest], parent=chosen, log_weight=np.log(weights))
-    checks = StructureChecker(system, _weighted_quantile(held_out, 0.999))(structures.positions_nm, structures.reduced_energy)
+    checks = StructureChecker(system, _highest_energy(held_out))(structures.positions_nm, structures.reduced_energy)
     write_structures(run.path("correct", "pdb"), structures, system, checks, weights)
     write_ensemble(run.path("correct", "frames.h5"), structures, system, seed=seed, config_yaml=dump_config(run.config))
     diagnostics = {
@@ -175,8 +175,6 @@ def rare_first(region: np.ndarray, n: int, generator: np.random.Generator) -> np
     return order[np.lexsort((counts[shuffled], turn))][:n]
 
 
-def _weighted_quantile(ensemble: Ensemble, share: float) -> float:
-    """Quantile of the reduced energy under the ensemble's weights."""
-    order = np.argsort(ensemble.reduced_energy)
-    cumulative = np.cumsum(datasets.boltzmann_weights(ensemble)[order])
-    return float(ensemble.reduced_energy[order][np.searchsorted(cumulative, share).clip(max=len(order) - 1)])
+def _highest_energy(held_out: Ensemble) -> float:
+    """The 99.9th percentile of the reduced energy of held-out MD."""
+    return reweighting.weighted_quantile(held_out.reduced_energy, datasets.boltzmann_weights(held_out), 0.999)

@@ -17,7 +17,7 @@ from scipy.special import expit, logsumexp
 
 from hpc_molgen.analysis.free_energy import Estimate, Shares, clamped, multiplicities
 from hpc_molgen.analysis.kinetics import statistical_inefficiency
-from hpc_molgen.reweighting import kish_ess, normalised_weights, pareto_k, systematic_resample
+from hpc_molgen.reweighting import kish_ess, normalised_weights, pareto_k, systematic_resample, weighted_quantile
 
 LIMIT = 300.0  # |ln w - ln Z| beyond this counts as this: nothing that is computed sees the difference
 
@@ -168,7 +168,7 @@ def check_density(given: LogWeights, n_replicates: int, generator: np.random.Gen
     ratio = np.log(len(samples) / n_frames)
     f_samples, f_frames = expit(samples - bar_log_z - ratio), expit(bar_log_z + ratio - frames)
     of_samples = np.stack([np.exp(samples), np.exp(2 * samples), f_samples])
-    heavy = _heavy(samples)
+    heavy = weighted_quantile(samples, normalised_weights(samples), 0.999)
     of_frames = weights * np.stack(
         [np.ones(len(frames)), np.exp(frames), np.exp(-frames), f_frames, frames > heavy, frames > samples.max()]
     )
@@ -193,13 +193,6 @@ def check_density(given: LogWeights, n_replicates: int, generator: np.random.Gen
         largest_share=float(normalised_weights(given.samples).max()),
         k_hat=pareto_k(given.samples),
     )
-
-
-def _heavy(samples: np.ndarray) -> float:
-    """99.9th percentile of ln w (n_samples,) under the samples' own weights."""
-    order = np.argsort(samples)
-    cumulative = np.cumsum(normalised_weights(samples[order]))
-    return float(samples[order][np.searchsorted(cumulative, 0.999).clip(max=len(order) - 1)])
 
 
 def _columns(samples: np.ndarray, frames: np.ndarray, bar_log_z: float, ratio: float) -> dict[str, np.ndarray]:
@@ -242,15 +235,6 @@ def _moved(found: Estimate, by: float) -> Estimate:
     return Estimate(found.value + by, found.low + by, found.high + by, found.standard_error)
 
 
-def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Return the smallest value (n,) at which half of the weight (n,) is reached; nan without any weight."""
-    order = np.argsort(values)
-    cumulative = np.cumsum(weights[order])
-    if not len(values) or cumulative[-1] <= 0:
-        return float("nan")
-    return float(values[order][np.searchsorted(cumulative, cumulative[-1] / 2)])
-
-
 def relative_densities(given: LogWeights, labels: np.ndarray, n_basins: int) -> np.ndarray:
     """Return how dense q is in each basin (n_basins,): 1 as where the samples are, 0 not at all, nan without frames.
 
@@ -265,6 +249,7 @@ def relative_densities(given: LogWeights, labels: np.ndarray, n_basins: int) -> 
     n_basins : int
     """
     samples, frames = given.relative()
-    usual = weighted_median(samples, normalised_weights(given.samples))
-    own = [weighted_median(frames[labels == basin], given.frame_weights[labels == basin]) for basin in range(n_basins)]
+    usual = weighted_quantile(samples, normalised_weights(given.samples), 0.5)
+    inside = [labels == basin for basin in range(n_basins)]
+    own = [weighted_quantile(frames[rows], given.frame_weights[rows], 0.5) for rows in inside]
     return np.exp(usual - np.array(own))

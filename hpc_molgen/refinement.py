@@ -56,11 +56,14 @@ class Pool:
         To the Boltzmann distribution at that temperature.
     log_temperature : float
         ln(T / T0), T0 being the system's temperature.
+    n_energies : int
+        That they have cost, those of trials left out.
     """
 
     features: torch.Tensor
     log_weight: np.ndarray
     log_temperature: float
+    n_energies: int
 
     def shares(self, clip_share: float) -> torch.Tensor:
         """Weights (n,) that sum to one, the largest made equal."""
@@ -129,15 +132,14 @@ def refine_surrogate(run: Run) -> dict[str, Any]:
     """
     config, watch = run.config.refine, Stopwatch()
     level = datasets.training_log_temperature(run)
-    energies = _energies_in(run.path("train", "start"), run)
+    pools = [_read_pool(run.path("train", "start"), run, level)] if config.start == "prior" else []
     if not config.rounds and not level:
-        return {"round_energies": energies} if energies else {}
+        return {"round_energies": pools[0].n_energies} if pools else {}
     group = process_group(run.config.train.device)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     final = run.path("train", "surrogate.safetensors")
     surrogate = load_surrogate(final, run.system.key).to(group.device)
     held_out = structures(datasets.load_split(run)[1], representation)
-    pools = [_read_pool(run.path("train", "start"), run, level)] if config.start == "prior" else []
     rounds: list[dict[str, Any]] = []
     left, waited = config.rounds, 0
     while level > 0 or left > 0:
@@ -162,11 +164,10 @@ def refine_surrogate(run: Run) -> dict[str, Any]:
         )
         data = _training_set(pools, surrogate, config.clip_share)
         surrogate = _train_round(run, surrogate, data, held_out, directory, group, number)
-        energies += _energies_in(directory, run)
         level = colder
     if group.is_root:
         surrogate.save(final, run.config.surrogate.name, run.system.key)
-    return {"rounds": rounds, "round_energies": energies, "round_cpu_s": watch.cpu_s}
+    return {"rounds": rounds, "round_energies": sum(pool.n_energies for pool in pools), "round_cpu_s": watch.cpu_s}
 
 
 def _next_level(run: Run, representation: Representation, surrogate: Surrogate, level: float, number: int) -> float:
@@ -269,10 +270,4 @@ def _save(path: Path, run: Run, features: torch.Tensor, log_weight: np.ndarray, 
 def _read_pool(directory: Path, run: Run, log_temperature: float) -> Pool:
     blocks = [load_tensors(path, "samples", run.system.key)[0] for path in sorted(directory.glob("samples-*.safetensors"))]
     features, log_weight = (torch.cat([block[name] for block in blocks]) for name in ("features", "log_weight"))
-    return Pool(features, log_weight.numpy(), log_temperature)
-
-
-def _energies_in(directory: Path, run: Run) -> int:
-    """Energies that the samples of a folder have cost, those of trials left out."""
-    paths = directory.glob("samples-*.safetensors")
-    return sum(int(load_tensors(path, "samples", run.system.key)[0]["n_energies"]) for path in paths)
+    return Pool(features, log_weight.numpy(), log_temperature, sum(int(block["n_energies"]) for block in blocks))

@@ -125,6 +125,15 @@ def _fit_generalised_pareto(excess: np.ndarray) -> float:
     return float(np.mean(np.log1p(-best * excess)))
 
 
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """Return the smallest value (n,) at which that share of the weights (n,) is reached; nan without any weight."""
+    order = np.argsort(values)
+    cumulative = np.cumsum(weights[order])
+    if not len(values) or cumulative[-1] <= 0:
+        return float("nan")
+    return float(values[order][np.searchsorted(cumulative, share * cumulative[-1]).clip(max=len(order) - 1)])
+
+
 def diagnose(log_weights: np.ndarray) -> WeightDiagnostics:
     """Return the diagnostics that every table of weighted results prints."""
     n, ess, k_hat = len(log_weights), kish_ess(log_weights), pareto_k(log_weights)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 
 from hpc_molgen import reweighting
 from hpc_molgen.errors import InputError
@@ -109,7 +110,7 @@ def anneal(
         last, level = level, next_level(level, log_weight, gain, conditional_ess)
         log_weight = log_weight + (level - last) * gain
         if reweighting.kish_ess(log_weight) < RESAMPLE_BELOW * n:
-            log_constant += _log_mean_exp(log_weight)
+            log_constant += float(logsumexp(log_weight)) - math.log(n)
             chosen = reweighting.systematic_resample(log_weight, n, draws)
             state, ancestor, log_weight = state[torch.as_tensor(chosen)], ancestor[chosen], np.zeros(n)
         powers = torch.tensor([1 - level, level], dtype=torch.float64)
@@ -185,8 +186,3 @@ def next_level(level: float, log_weight: np.ndarray, gain: np.ndarray, share: fl
         middle = math.sqrt(low * high) if high / low > 4 else 0.5 * (low + high)
         low, high = (middle, high) if conditional_ess(level + middle) >= share else (low, middle)
     return min(1.0, max(level + low, level * (1 + 1e-12)))
-
-
-def _log_mean_exp(values: np.ndarray) -> float:
-    top = float(np.max(values))
-    return top + math.log(float(np.mean(np.exp(values - top))))

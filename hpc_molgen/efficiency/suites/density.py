@@ -8,8 +8,6 @@ ODE stand beside weights on paths, all in CPU seconds of one thread.
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from hpc_molgen.dynamics.choice import choose_energies, energy_function
 from hpc_molgen.efficiency.suites import density_tables as tables
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved
-from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.efficiency.suites.verdict_surrogates import finish_run
 from hpc_molgen.representations.base import Representation, load_representation
 from hpc_molgen.run import Run, stage_costs
 from hpc_molgen.sampling import draw_structures
@@ -37,7 +35,7 @@ from hpc_molgen.surrogates.diffusion.process import HALF_PI
 from hpc_molgen.surrogates.diffusion.round_trip import round_trip
 from hpc_molgen.surrogates.diffusion.surrogate import DiffusionSurrogate
 from hpc_molgen.surrogates.prior import log_prior
-from hpc_molgen.workers import Stopwatch, Workers, one_thread
+from hpc_molgen.workers import Stopwatch, one_thread
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,8 @@ def _trained(settings: Settings, directory: Path, seed: int, costs: Costs) -> Ru
     EnvironmentProblem
         When it fails, with the end of what it said.
     """
-    run = Run.create(directory, load_config("alanine-dipeptide", [f"seed={seed}", *settings.assignments]), Workers())
-    line = [sys.executable, "-m", "hpc_molgen", "run", str(run.path("config.yaml")), "--out", str(directory), "--to", "train"]
-    ended = subprocess.run(line, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise EnvironmentProblem(f"{' '.join(line)} ended with {ended.returncode}: {ended.stderr[-500:]}")
+    config = load_config("alanine-dipeptide", [f"seed={seed}", *settings.assignments])
+    run = finish_run(directory.parent, directory.name, config, "train")
     parts = [stage_costs(run, stage) for stage in ("reference", "featurize", "train")]
     cpu_s, wall_s = (sum(part[key] for part in parts) for key in ("cpu_s", "wall_s"))
     costs.add("reference, features and training by the pipeline", cpu_s, wall_s)

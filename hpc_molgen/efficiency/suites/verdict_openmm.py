@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen import interrupts
-from hpc_molgen.dynamics.engine import GPU_PLATFORMS, Engine, available_platforms
+from hpc_molgen.dynamics.engine import GPU_PLATFORMS, Engine, platform_speeds
 from hpc_molgen.efficiency.suites.verdict_methods import MD_METHODS, Curve, MdMethod, MdSettings, phi_psi
 from hpc_molgen.efficiency.suites.verdict_scores import Series, Truth
 from hpc_molgen.efficiency.suites.verdict_sums import Sums, Window, side_by_side, sum_frames
@@ -53,16 +53,8 @@ def _run_copy(task: _Copy) -> list[tuple[float, float, Sums]]:
 
 
 def _best_platform(system: MolecularSystem) -> str:
-    """OpenMM's platform that makes most steps a CPU second on one core, by a short measurement that counts nowhere."""
-    speeds = {}
-    for platform in available_platforms():
-        if platform in GPU_PLATFORMS:
-            continue
-        engine = Engine(system, platform, seed=1, timestep_fs=1e-6)  # so small that the structure stays where it is
-        engine.step(100)
-        watch = Stopwatch()
-        engine.step(1000)
-        speeds[platform] = 1000 / max(watch.cpu_s, 1e-6)
+    """OpenMM's platform that makes most steps a second on one core."""
+    speeds = {name: speed for name, speed in platform_speeds(system).items() if name not in GPU_PLATFORMS}
     return max(speeds, key=lambda name: speeds[name])
 
 
