@@ -144,7 +144,15 @@ class FlowConfig(Model):
     """A normalising flow of structures: exact ln q in one pass."""
 
     name: Literal["flow"]
-    layers: int = Field(8, ge=2, description="coupling layers; each moves half of the features given the others")
+    layers: int = Field(
+        8, ge=2, description="coupling layers of bonds and angles; each moves half given all others and torsions"
+    )
+    torus_layers: int = Field(6, ge=2, description="coupling layers of free torsions, which move first")
+    scores: bool = Field(
+        True,
+        description="learn from the forces at each item (one energy each), not only from where items are: a step costs half as "
+        "much again and teaches several times as much; for molecules that the batched engine knows",
+    )
     hidden: int = Field(128, ge=8, description="width of each layer's network")
     depth: int = Field(1, ge=0, description="residual blocks of each layer's network")
     harmonics: int = Field(3, ge=1, description="cos(k a), sin(k a) for k = 1..harmonics as inputs")
@@ -232,12 +240,14 @@ class RefineConfig(Model):
     After training at `reference.training_kelvin` rounds cool the surrogate to the system's temperature, as many as that takes.
     """
 
-    start: Literal["frames", "prior"] = Field(
+    start: Literal["frames", "prior", "teacher"] = Field(
         "frames",
-        description="what is trained on before the rounds: reference frames, or ('prior') samples of the prior by their "
-        "Boltzmann weights, annealed where these are worth too little: energies alone, frames serve to scale the coordinates",
+        description="what is trained on before the rounds: reference frames; 'prior': samples of the prior by their Boltzmann "
+        "weights, annealed where these are worth too little: energies alone, frames serve to scale the coordinates; 'teacher': "
+        "weighted samples of the surrogate of another run",
     )
-    start_samples: int = Field(20_000, ge=1000, description="of start 'prior', effective ones")
+    start_samples: int = Field(20_000, ge=1000, description="of 'prior' and 'teacher', effective ones")
+    teacher: str | None = Field(None, description="run directory whose surrogate (a diffusion, say) teaches this one")
     rounds: int = Field(
         0, ge=0, description="of sampling, weighing and training at the system's temperature; one to three are usual"
     )
@@ -475,8 +485,10 @@ class RunConfig(Model):
             raise ValueError("reference.training_kelvin needs two held-out walkers at least, at the system's temperature")
         elif reference.trajectories or reference.tempering_kelvin:
             raise ValueError("reference.training_kelvin is for simulated walkers without reference.tempering_kelvin")
-        if self.refine.start == "prior" and self.makes_trajectories:
-            raise ValueError("refine.start 'prior' is for surrogates of structures")
+        if self.refine.start != "frames" and self.makes_trajectories:
+            raise ValueError(f"refine.start '{self.refine.start}' is for surrogates of structures")
+        if (self.refine.start == "teacher") != (self.refine.teacher is not None):
+            raise ValueError("refine.start 'teacher' and refine.teacher, the directory of a run, belong together")
         return self
 
     @model_validator(mode="after")

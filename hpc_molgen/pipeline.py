@@ -41,12 +41,12 @@ def featurize(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Training frames, then own samples -> train/surrogate.safetensors, metrics.jsonl; data-parallel under torchrun."""
-    from hpc_molgen import refinement
+    from hpc_molgen import pools, refinement
     from hpc_molgen.training.stage import train_surrogate
 
     with run.stage("train") as details:
         if run.workers.trains:
-            details |= train_surrogate(run, refinement.prior_items(run) if run.config.refine.start == "prior" else None)
+            details |= train_surrogate(run, pools.starting_items(run))
             details |= refinement.refine_surrogate(run)
 
 

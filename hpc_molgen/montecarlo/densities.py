@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hpc_molgen.representations.base import Representation
     from hpc_molgen.systems.base import MolecularSystem
 
+CHUNK = 2048  # feature vectors whose intermediate results stay in the processor's cache
 Density = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Features (n, d) -> unnormalised log-density (n,) and its gradient (n, d), which is zero where the former is -inf; float64."""
 
@@ -20,7 +21,7 @@ Density = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 class BoltzmannDensity:
     """exp(-U/kT) |det J| of a molecule in the features of a representation, with the gradient by its forces.
 
-    The gradient goes through `decode` by reverse differentiation, from the forces of the batched engine on the atoms.
+    The gradient is the forces of the batched engine on the atoms, as the representation pulls them back to features.
 
     Parameters
     ----------
@@ -52,14 +53,15 @@ class BoltzmannDensity:
 
     def __call__(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-density (n,) and gradient (n, d)."""
-        with torch.enable_grad():
-            variable = features.detach().double().requires_grad_(True)
-            positions, log_abs_det = self._representation.decode(variable)
-            energies, forces = self._batched.energies_and_forces(positions.detach())
-            self.n_evaluations += len(features)
-            inside = torch.isfinite(log_abs_det) & torch.isfinite(energies)
-            work = (positions * torch.nan_to_num(forces) * self._beta).sum((1, 2)) + log_abs_det
-            (gradient,) = torch.autograd.grad(work[inside].sum(), variable)
-        value = log_abs_det.detach() - self._beta * energies
-        value = torch.where(inside, value, torch.full_like(value, -torch.inf))
+        parts = [self._part(part) for part in torch.split(features.detach().double(), CHUNK)]
+        return torch.cat([value for value, _ in parts]), torch.cat([gradient for _, gradient in parts])
+
+    @torch.no_grad()
+    def _part(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, log_abs_det = self._representation.decode(features)
+        energies, forces = self._batched.energies_and_forces(positions)
+        self.n_evaluations += len(features)
+        inside = torch.isfinite(log_abs_det) & torch.isfinite(energies)
+        value = torch.where(inside, log_abs_det - self._beta * energies, torch.full_like(energies, -torch.inf))
+        gradient = self._representation.pulled_back(features, positions, torch.nan_to_num(forces) * self._beta)
         return value, torch.nan_to_num(torch.where(inside[:, None], gradient, torch.zeros_like(gradient)))

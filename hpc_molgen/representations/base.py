@@ -59,6 +59,24 @@ class Representation(abc.ABC):
         A feature vector outside the domain of the map (an angle beyond 0..pi, say) has log|det J| = -inf: its weight is zero.
         """
 
+    def pulled_back(
+        self,
+        features: torch.Tensor,
+        positions_nm: torch.Tensor,  # noqa: ARG002
+        gradient: torch.Tensor,
+    ) -> torch.Tensor:
+        """Gradient by features (n, n_features) of sum(positions * gradient) + log|det J|, `gradient` (n, n_atoms, 3) constant.
+
+        `positions_nm` are those that `decode` gave. Where log|det J| = -inf the result means nothing.
+        """
+        with torch.enable_grad():
+            variable = features.detach().double().requires_grad_(True)
+            positions, log_abs_det = self.decode(variable)
+            inside = torch.isfinite(log_abs_det)
+            work = (positions * gradient).sum((1, 2))[inside].sum() + log_abs_det[inside].sum()
+            (found,) = torch.autograd.grad(work, variable)
+        return found
+
     @abc.abstractmethod
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         """Return the tensors and the JSON-able values that `from_state` rebuilds the representation from."""

@@ -179,6 +179,22 @@ class InternalRepresentation(Representation):
         log_abs_det = torch.where(inside, log_abs_det + self._log_det, torch.full_like(log_abs_det, -torch.inf))
         return positions, log_abs_det
 
+    def pulled_back(self, features: torch.Tensor, positions_nm: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        of_bonds, of_angles, of_torsions = self.zmatrix.pulled_back(positions_nm, gradient)
+        of_around = of_torsions.clone()
+        for group in self.symmetries:  # as in `unfold_torsions`
+            leader, *others = (row - 3 for row in group.rows)
+            of_around[:, leader] = of_torsions[:, leader] / group.fold
+            of_around[:, others] -= of_around[:, leader, None]
+        of_stiff = torch.cat([of_bonds, of_angles, of_around[:, ~self._free]], dim=1)
+        of_free = of_around[:, self._free]
+        if self.n_torus:
+            with torch.enable_grad():
+                free = features[:, : self.n_torus].detach().double().requires_grad_(True)
+                (through_shift,) = torch.autograd.grad(fourier_features(free), free, of_stiff @ self._shift.T)
+            of_free = of_free + through_shift
+        return torch.cat([of_free, of_stiff @ self._scale], dim=1)
+
     def torsion_column(self, atoms: Quad) -> int | None:
         """Column of the feature that is the torsion about the bond atoms[1]-atoms[2], or None."""
         columns = {index: column for column, index in enumerate(torch.nonzero(self._free).flatten().tolist())}

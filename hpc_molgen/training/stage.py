@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hpc_molgen.run import Run
 
 MAX_WINDOWS = 2_000_000
-HOW_DATA_ARE_CUT = ("windows", "time_bins")
+ABOUT_ITEMS = ("windows", "time_bins", "scores")  # of the data, not of the network
 
 
 def build_surrogate(
@@ -47,7 +47,7 @@ def build_surrogate(
         sizes = {"n_channels": 2 * representation.n_torus + representation.n_euclidean}
         if isinstance(representation, CollectiveVariables):
             sizes["n_conditions"] = len(representation.labels.names)
-    return kind(**sizes, **config.model_dump(exclude={"name", *HOW_DATA_ARE_CUT}))
+    return kind(**sizes, **config.model_dump(exclude={"name", *ABOUT_ITEMS}))
 
 
 def structures(

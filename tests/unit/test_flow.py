@@ -120,6 +120,44 @@ def test_the_density_is_that_of_the_map(n_torus: int, n_euclidean: int) -> None:
         assert made.log_density(image[None]).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize(("n_torus", "n_euclidean"), [(3, 4), (0, 5), (2, 1)])
+def test_a_flow_that_is_right_has_no_path_gradient(n_torus: int, n_euclidean: int) -> None:
+    """The score of the flow itself teaches the layers of the rest nothing, at any sample; ln q is what it is without scores."""
+    made = flow(n_torus, n_euclidean)
+    features = torch.cat([drawn(50, n_torus, seed=5), drawn(50, n_euclidean, seed=6)], dim=1)
+    log_q, score = made.log_density_and_gradient(features)
+    items = torch.cat([features, features.new_zeros(50, 1), score], dim=1)
+    loss = made.loss("flow", items, ())
+    torch.testing.assert_close(loss, -log_q)
+    loss.sum().backward()
+    of_rest = [parameter.grad for layer in made._of_rest for parameter in layer.parameters()]
+    assert max(float(grad.abs().max()) for grad in of_rest if grad is not None) < 1e-10
+    score[:, n_torus:] += 0.1  # of another density
+    made.loss("flow", torch.cat([features, features.new_zeros(50, 1), score], dim=1), ()).sum().backward()
+    assert max(float(grad.abs().max()) for grad in of_rest if grad is not None) > 0.1
+
+
+def test_path_gradients_have_the_mean_of_those_of_likelihood() -> None:
+    """Of items of another flow with its scores; four standard errors, of each weight's difference over the items."""
+    truth, made = flow(2, 3, seed=1), flow(2, 3, seed=2)
+    for parameter, own in zip(made.parameters(), truth.parameters(), strict=True):
+        parameter.data = own.data + 0.02 * parameter.data
+    features, _ = truth.sample(4000, 3)
+    _, score = truth.log_density_and_gradient(features)
+    items = torch.cat([features, features.new_zeros(4000, 1), score], dim=1)
+    layer = made._of_rest[1].conditioner.out.bias
+    gradients = {}
+    for name, batch in (("likelihood", features), ("path", items)):
+        parts = [torch.autograd.grad(made.loss("flow", part, ()).mean(), layer)[0] for part in batch.split(40)]
+        gradients[name] = torch.stack(parts)
+    difference = gradients["path"] - gradients["likelihood"]
+    error = difference.std(0) / math.sqrt(len(difference))
+    assert (difference.mean(0).abs() < 4 * error).all()
+    signal, noise = gradients["path"].mean(0).abs(), {name: values.std(0) for name, values in gradients.items()}
+    assert (signal > 8 * noise["path"] / 10).any()  # there is something to agree on
+    assert (noise["path"] < 0.5 * noise["likelihood"]).all()
+
+
 def test_the_density_integrates_to_one() -> None:
     made = flow(1, 1)
     angle, x = (torch.linspace(-edge, edge, n + 1, dtype=torch.float64)[:-1] for edge, n in ((math.pi, 200), (20.0, 1600)))

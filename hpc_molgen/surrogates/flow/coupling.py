@@ -30,14 +30,14 @@ class Conditioner(nn.Module):
 
 
 class Coupling(nn.Module):
-    """Moves the features of `moved` given all others, one to one (Dinh et al. 2017, ICLR, section 3.3).
+    """Moves some features given others, one to one (Dinh et al. 2017, ICLR, section 3.3).
 
     Parameters
     ----------
-    n_torus, n_euclidean : int
-        Of features, angles first.
-    moved : torch.Tensor, shape=(n_moved,)
-        Columns, ascending.
+    n_torus : int
+        Columns of features that are angles: the first.
+    moved, kept : torch.Tensor, shape=(n,)
+        Columns that are moved, and those that the network sees.
     hidden, depth, harmonics : int
         Of the network, which sees angles as (cos ka, sin ka), k up to `harmonics`.
     bins, torus_bins : int
@@ -55,16 +55,13 @@ class Coupling(nn.Module):
     multiples: torch.Tensor
 
     def __init__(
-        self, n_torus: int, n_euclidean: int, moved: torch.Tensor, hidden: int, depth: int, harmonics: int,
+        self, n_torus: int, moved: torch.Tensor, kept: torch.Tensor, hidden: int, depth: int, harmonics: int,
         bins: int, torus_bins: int, bound: float, conditions: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        is_moved = torch.zeros(n_torus + n_euclidean, dtype=torch.bool)
-        is_moved[moved] = True
-        columns = torch.arange(n_torus + n_euclidean)
-        for name, chosen in (("moved", is_moved), ("kept", ~is_moved)):
-            self.register_buffer(f"{name}_angles", columns[chosen & (columns < n_torus)], persistent=False)
-            self.register_buffer(f"{name}_rest", columns[chosen & (columns >= n_torus)], persistent=False)
+        for name, columns in (("moved", moved.sort()[0]), ("kept", kept.sort()[0])):
+            self.register_buffer(f"{name}_angles", columns[columns < n_torus], persistent=False)
+            self.register_buffer(f"{name}_rest", columns[columns >= n_torus], persistent=False)
         self.register_buffer("multiples", torch.arange(1, harmonics + 1, dtype=torch.float32), persistent=False)
         self.bound = bound
         self.n_angles, self.n_rest = len(self.moved_angles), len(self.moved_rest)
@@ -74,11 +71,36 @@ class Coupling(nn.Module):
 
     def forward(self, features: torch.Tensor, conditions: torch.Tensor, *, inverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (n, n_features) moved, or moved back, and ln|det| (n,) of that map, given `conditions` (n, n_conditions)."""
-        n = len(features)
+        return self._moved(features, self._shapes(features, conditions), inverse=inverse)
+
+    def back_with_score(
+        self, features: torch.Tensor, conditions: torch.Tensor, score: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features moved back with ln|det|, and the score there of a density whose score at `features` is given.
+
+        With y = f(x) the layer, p(y) has the density p(f(x)) |det f'(x)| in x, whose score (n, n_features), without gradient,
+        is f'(x)^T score + grad ln|det f'(x)|: one more reverse pass through the network, whose forward pass is shared.
+        """
+        shapes = self._shapes(features, conditions)
+        moved, log_det = self._moved(features, shapes, inverse=True)
+        with torch.enable_grad():
+            start, known = moved.detach().requires_grad_(True), shapes.detach().requires_grad_(True)
+            image, log_slope = self._moved(start, known, inverse=False)
+            of_start, of_shapes = torch.autograd.grad((image * score).sum() + log_slope.sum(), (start, known))
+        (of_kept,) = torch.autograd.grad(shapes, features, of_shapes, retain_graph=True)
+        return moved, log_det, of_start + of_kept
+
+    def _shapes(self, features: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
+        """Return the parameters of all splines (n_parameters, n) from what the layer keeps."""
         angles = (features[:, self.kept_angles, None] * self.multiples).flatten(1)
         kept = torch.cat([torch.cos(angles), torch.sin(angles), features[:, self.kept_rest], conditions], dim=1)
         # in bf16 the network alone: a spline's inverse and slope need the digits
-        of_angles, of_rest = self.conditioner(kept).to(features.dtype).split(self.sizes)
+        shapes: torch.Tensor = self.conditioner(kept).to(features.dtype)
+        return shapes
+
+    def _moved(self, features: torch.Tensor, shapes: torch.Tensor, *, inverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        n = len(features)
+        of_angles, of_rest = torch.split(shapes, list(self.sizes))
         moved, log_det = features.clone(), features.new_zeros(n)
         if self.n_angles:
             shape = of_angles.reshape(-1, self.n_angles, n)

@@ -1,9 +1,9 @@
-"""The flow surrogate: spline coupling layers, trained by likelihood."""
+"""The flow surrogate: spline coupling layers, trained by likelihood and by the forces on the molecule."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,20 +15,34 @@ from hpc_molgen.surrogates.flow.coupling import Coupling
 from hpc_molgen.surrogates.prior import draw_prior, log_prior
 
 BATCH = 8192  # samples drawn at once
+Columns = tuple[torch.Tensor, torch.Tensor]
+
+
+def _halves(own: torch.Tensor, layers: int, given: torch.Tensor, generator: torch.Generator) -> list[Columns]:
+    """Columns that each layer moves, and those that it sees: one half of its own, then the other, and all of the given."""
+    chosen: list[Columns] = []
+    while len(own) and len(chosen) < layers:
+        drawn = own[torch.randperm(len(own), generator=generator)]
+        first, second = drawn[: -(-len(own) // 2)], drawn[-(-len(own) // 2) :]
+        pair = [(moved, torch.cat([given, kept])) for moved, kept in ((first, second), (second, first)) if len(moved)]
+        chosen += pair if len(chosen) % 4 == 0 else pair[::-1]
+    return chosen[:layers]
 
 
 class FlowSurrogate(Surrogate):
     """A normalising flow on a torus times a Euclidean space: uniform angles and normal numbers, moved by coupling layers.
 
-    Samples and their exact ln q come in one pass. Layers come in pairs, of which the second moves what the first keeps; which
-    features those are is drawn anew for each pair.
+    Samples and their exact ln q come in one pass. The angles move first and among themselves, then the rest given the angles:
+    q(angles) q(rest | angles). So the part with several modes has few dimensions, and the part with many dimensions has one
+    mode, whatever the angles. Layers come in pairs, of which the second moves what the first keeps; which features those are is
+    drawn anew for each pair.
 
     Parameters
     ----------
     n_torus, n_euclidean : int
         Angles first, whitened coordinates behind them.
-    layers : int
-        Coupling layers.
+    torus_layers, layers : int
+        Coupling layers of angles and of the rest.
     hidden, depth, harmonics : int
         Size of each layer's network.
     bins, torus_bins : int
@@ -52,6 +66,7 @@ class FlowSurrogate(Surrogate):
         self,
         n_torus: int,
         n_euclidean: int,
+        torus_layers: int = 6,
         layers: int = 8,
         hidden: int = 128,
         depth: int = 1,
@@ -64,30 +79,23 @@ class FlowSurrogate(Surrogate):
     ) -> None:
         super().__init__()
         self.hyperparameters = {
-            "n_torus": n_torus, "n_euclidean": n_euclidean, "layers": layers, "hidden": hidden, "depth": depth,
-            "harmonics": harmonics, "bins": bins, "torus_bins": torus_bins, "bound": bound,
+            "n_torus": n_torus, "n_euclidean": n_euclidean, "torus_layers": torus_layers, "layers": layers,
+            "hidden": hidden, "depth": depth, "harmonics": harmonics, "bins": bins, "torus_bins": torus_bins, "bound": bound,
             "temperatures": temperatures, "prior_log_temperature": prior_log_temperature,
         }  # fmt: skip
         if n_torus + n_euclidean < 2:
             raise InputError("surrogate.name 'flow' moves some features given others: it needs two features at least")
         self.n_torus, self.n_euclidean = n_torus, n_euclidean
         self.temperatures, self.prior_log_temperature = temperatures, prior_log_temperature
-        sizes = hidden, depth, harmonics, bins, torus_bins, bound, int(temperatures)
-        self.couplings = nn.ModuleList([Coupling(n_torus, n_euclidean, moved, *sizes) for moved in self._halves(layers)])
-
-    def _halves(self, layers: int) -> list[torch.Tensor]:
-        """Return the columns that each layer moves: half of the angles and half of the rest, then the other halves."""
+        sizes: tuple[Any, ...] = hidden, depth, harmonics, bins, torus_bins, bound, int(temperatures)
         generator = torch_generator(0, "flow halves")  # the same for all seeds: a file holds weights alone
-        chosen: list[torch.Tensor] = []
-        for number in range(-(-layers // 2)):
-            angles = torch.randperm(self.n_torus, generator=generator)
-            rest = self.n_torus + torch.randperm(self.n_euclidean, generator=generator)
-            # a single angle is moved by the first layer of each pair, a single number by the second
-            cut_angles, cut_rest = -(-self.n_torus // 2), self.n_euclidean // 2
-            first = torch.cat([angles[:cut_angles], rest[:cut_rest]])
-            second = torch.cat([angles[cut_angles:], rest[cut_rest:]])
-            chosen += [first, second] if number % 2 == 0 else [second, first]
-        return chosen[:layers]
+        angles, rest = torch.arange(n_torus), n_torus + torch.arange(n_euclidean)
+        nothing = angles[:0]
+        of_angles = _halves(angles, torus_layers, nothing, generator)
+        of_rest = _halves(rest, layers, angles, generator)
+        self.couplings = nn.ModuleList([Coupling(n_torus, moved, seen, *sizes) for moved, seen in (*of_angles, *of_rest)])
+        layers_of = cast("list[Coupling]", list(self.couplings))
+        self._of_angles, self._of_rest = layers_of[: len(of_angles)], layers_of[len(of_angles) :]
 
     def parts(self) -> dict[str, nn.Module]:
         return {"flow": self.couplings}
@@ -96,10 +104,44 @@ class FlowSurrogate(Surrogate):
         return ()
 
     def loss(self, part: str, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """-ln q of each item: its features, and behind them ln(T / T0) where items of several temperatures are trained on."""
+        """-ln q of each item: its features, behind them ln(T / T0) and the score of the target there, if these are known.
+
+        With scores, all layers of the rest learn by path gradients.
+        """
         width = self.n_torus + self.n_euclidean
         log_temperature = batch[:, width] if batch.shape[1] > width else batch.new_zeros(len(batch))
+        if batch.shape[1] > width + 1:
+            return self._path_loss(batch[:, :width], log_temperature, batch[:, width + 1 :])
         return -self._log_density(batch[:, :width], log_temperature)
+
+    def _path_loss(self, features: torch.Tensor, log_temperature: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """-ln q (n,), with the gradient of -ln q(angles) and the path gradient of -ln q(rest | angles).
+
+        Moved back to the prior, the rest has under the target a density p0 given the angles, and what is to become small is its
+        divergence from the prior: the gradient is the mean of grad ln(p0 / prior) times the derivative of where the item comes
+        from. It has the expectation of the gradient of -ln q and, where the flow is right, no variance, for an item then tells
+        how to move and not only where it is (Vaitl, Winkler, Richter and Kessel 2024, ICLR, "Fast and unified path gradient
+        estimators for normalizing flows", theorem 4.2; `Coupling.back_with_score` is their recursion). The score of the angles
+        alone is not known, and where modes are pressed together on the way to the prior, gradients would be huge. Those longer
+        than the typical score of the prior are shortened to that.
+        """
+        total, told = features.new_zeros(len(features)), self._told(log_temperature)
+        variance = log_temperature + self.prior_log_temperature
+        with torch.enable_grad():
+            features = features.detach().requires_grad_(True)
+            for coupling in reversed(self._of_rest):
+                features, log_det, score = coupling.back_with_score(features, told, score)
+                total = total + log_det.detach()
+            rest = features[:, self.n_torus :]
+            pull = score[:, self.n_torus :] + rest.detach() * torch.exp(-variance)[:, None]
+            longest = math.sqrt(max(1, self.n_euclidean))
+            pull = pull * (longest / torch.linalg.vector_norm(pull, dim=1, keepdim=True).clamp(min=longest))
+            moving: torch.Tensor = (rest * pull).sum(dim=1)
+        features = features.detach()
+        for coupling in reversed(self._of_angles):
+            features, log_det = coupling(features, told, inverse=True)
+            total = total + log_det
+        return moving - moving.detach() - total - log_prior(features, self.n_torus, variance)
 
     def _log_density(self, features: torch.Tensor, log_temperature: torch.Tensor) -> torch.Tensor:
         total, told = features.new_zeros(len(features)), self._told(log_temperature)
