@@ -72,7 +72,7 @@ def check_against_md(run: Run) -> None:
 
 def test_a_poor_flow_is_annealed(command: CommandLine, referred: Path, tmp_path: Path) -> None:
     shutil.copytree(referred, tmp_path / "run")
-    run = execute(command, tmp_path / "run", FLOW)
+    run = execute(command, tmp_path / "run", FLOW | {"train.n_steps": 8})
     found = json.loads(run.path("correct", "diagnostics.json").read_text())
     assert found["importance"]["ess_fraction"] < 0.1 < found["ess_fraction"]
     about = found["annealed"]
@@ -111,7 +111,10 @@ def test_hot_frames_are_cooled(command: CommandLine, tmp_path: Path) -> None:
     rounds = run.details("train")["rounds"]
     kelvin = [part["kelvin"] for part in rounds]
     assert kelvin == sorted(kelvin, reverse=True) and kelvin[-1] == pytest.approx(300) and kelvin[0] < 400
-    assert run.details("train")["round_energies"] == 4000 * len(rounds)
+    tried = [json.loads(path.read_text())["n_energies"] for path in run.path("train").glob("round-*/temperature.json")]
+    assert set(tried) <= {4000, 7 * 4000}
+    # a weight and a score for each sample, scores of the frames, and trials
+    assert run.details("train")["n_energies"] == len(train) + 2 * 4000 * len(rounds) + sum(tried)
     surrogate = load_surrogate(run.path("train", "surrogate.safetensors"), run.system.key)
     items = load_file(run.path("train", "round-1", "samples-00000.safetensors"))["features"]
     cold, warm = (surrogate.log_density(items[:500], log_temperature=value) for value in (0.0, level))
@@ -125,7 +128,8 @@ def test_energies_alone_train_a_flow(command: CommandLine, referred: Path, tmp_p
     run = execute(command, tmp_path / "run", FLOW | alone)
     parts = [load_file(path) for path in sorted(run.path("train", "start").glob("samples-*.safetensors"))]
     assert run.details("train")["n_items"] == sum(len(part["features"]) for part in parts) >= 1000
-    assert run.details("train")["round_energies"] == sum(int(part["n_energies"]) for part in parts) > 20_000
+    assert run.details("train")["n_energies"] == sum(int(part["n_energies"]) for part in parts) > 20_000
+    assert all(len(part["score"]) == len(part["features"]) for part in parts)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     features = torch.cat([part["features"] for part in parts]).double()
     weights = normalised_weights(torch.cat([part["log_weight"] for part in parts]).numpy())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from safetensors.torch import load_file
 
+from hpc_molgen import datasets
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.representations.base import load_representation
@@ -17,10 +21,10 @@ from hpc_molgen.surrogates.base import load_surrogate
 from tests.conftest import CommandLine
 
 SETTINGS = {
-    "surrogate": "{name: flow, layers: 4, hidden: 48}", "reference.n_walkers": 8, "reference.production_ps": 400,
-    "train.n_steps": 250, "train.warmup_steps": 20, "train.batch_size": 256, "sample.n_samples": 2000,
-    "correct.n_structures": 5, "correct.method": "weights", "refine.rounds": 2, "refine.n_samples": 40000,
-    "refine.n_steps": 120, "refine.learning_rate": 5e-4,
+    "surrogate": "{name: flow, layers: 4, hidden: 48}", "reference.n_walkers": 8, "reference.production_ps": 250,
+    "train.n_steps": 60, "train.warmup_steps": 20, "train.batch_size": 256, "sample.n_samples": 2000,
+    "correct.n_structures": 5, "correct.method": "weights", "refine.rounds": 2, "refine.n_samples": 20000,
+    "refine.n_steps": 50, "refine.learning_rate": 1.5e-3,
 }  # fmt: skip
 
 
@@ -31,7 +35,7 @@ def held_out_loss(directory: Path) -> float:
 
 def check_weights_of_the_second_round(run: Run) -> None:
     """They are those of OpenMM's energies and of ln q of the surrogate that the first round left."""
-    made = load_file(run.path("train", "round-2", "samples-00003.safetensors"))
+    made = load_file(run.path("train", "round-2", "samples-00001.safetensors"))
     surrogate = load_surrogate(run.path("train", "round-1", "surrogate.safetensors"), run.system.key)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     features = made["features"][:40]
@@ -43,12 +47,20 @@ def check_weights_of_the_second_round(run: Run) -> None:
     np.testing.assert_allclose(made["log_weight"][:40].numpy()[calm], expected[calm], atol=2e-2)
 
 
-def test_a_flow_is_a_surrogate_like_the_other(command: CommandLine, tmp_path: Path) -> None:
-    """Weights are those of OpenMM's energies and the flow's own ln q; many samples share them."""
-    given = (part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}"))
-    ended = command("run", "alanine-dipeptide", "--out", str(tmp_path / "run"), "--to", "correct", *given)
+def execute(command: CommandLine, directory: Path, settings: dict[str, object], last: str) -> Run:
+    given = (part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
+    ended = command("run", "alanine-dipeptide", "--out", str(directory), "--to", last, *given)
     assert ended.returncode == 0, ended.stderr
-    run = Run.open(tmp_path / "run")
+    return Run.open(directory)
+
+
+@pytest.fixture(scope="module")
+def run(command: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return execute(command, tmp_path_factory.mktemp("flow") / "run", SETTINGS, "correct")
+
+
+def test_a_flow_is_a_surrogate_like_the_other(run: Run) -> None:
+    """Weights are those of OpenMM's energies and the flow's own ln q; many samples share them."""
     assert run.details("sample")["network_evaluations"] == 1
     proposals = read_ensemble(run.path("sample", "proposals.h5"), run.system)
     weighted = read_ensemble(run.path("correct", "weighted.h5"), run.system)
@@ -60,10 +72,39 @@ def test_a_flow_is_a_surrogate_like_the_other(command: CommandLine, tmp_path: Pa
     np.testing.assert_allclose(weighted.log_weight[chosen][finite], expected[finite], atol=1e-2, rtol=1e-5)
     found = json.loads(run.path("correct", "diagnostics.json").read_text())
     rounds = run.details("train")["rounds"]
-    assert len(rounds) == 2 and run.details("train")["round_energies"] == 80000
-    assert found["ess_fraction"] > 0.05
+    n_frames = len(datasets.load_split(run)[0])
+    assert len(rounds) == 2 and run.details("train")["n_energies"] == n_frames + 2 * 2 * 20000  # scores and weights
+    assert found["ess_fraction"] > 0.2
     check_weights_of_the_second_round(run)
     # weighted independent samples mend what few correlated frames have taught it wrong. The losses' standard error is 0.06
     # each; 0.34 were seen. (An ESS of some thousand samples hangs on the largest weights, too loosely to be compared.)
     assert held_out_loss(run.path("train", "round-2")) < held_out_loss(run.path("train"))
     assert len(list(run.path("correct", "pdb").glob("*.pdb"))) == 5
+
+
+def test_scores_are_forces_on_features(run: Run) -> None:
+    """Of frames and of samples: the slope of ln p by OpenMM's energies, along random directions."""
+    representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
+    engine = Engine(run.system, "Reference")
+
+    def log_p(features: torch.Tensor) -> np.ndarray:
+        positions, log_abs_det = representation.decode(features)
+        return log_abs_det.numpy() - engine.reduced_energy(positions.numpy())
+
+    for folder in ("start", "round-2"):
+        made = load_file(run.path("train", folder, "samples-00001.safetensors"))
+        sound = torch.isfinite(made["log_weight"]) & (made["log_weight"] > made["log_weight"].median() - 2)
+        features, score = (made[name][sound][:30].double() for name in ("features", "score"))
+        direction = torch.randn(features.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        slope = (log_p(features + 1e-4 * direction) - log_p(features - 1e-4 * direction)) / 2e-4
+        np.testing.assert_allclose(slope, (direction * score).sum(1), rtol=2e-3, atol=0.1)
+
+
+def test_a_flow_learns_from_a_teacher(command: CommandLine, run: Run, tmp_path: Path) -> None:
+    """Weighted samples of another run's surrogate, instead of frames: this one's held-out loss comes near the teacher's."""
+    shutil.copytree(run.directory, tmp_path / "run")
+    taught = {"refine.start": "teacher", "refine.teacher": run.directory, "refine.start_samples": 8000, "refine.rounds": 0}
+    pupil = execute(command, tmp_path / "run", SETTINGS | taught | {"train.n_steps": 100}, "train")
+    parts = [load_file(path) for path in sorted(pupil.path("train", "start").glob("samples-*.safetensors"))]
+    assert pupil.details("train")["n_items"] == sum(len(part["features"]) for part in parts) >= 8000
+    assert held_out_loss(pupil.path("train")) < held_out_loss(run.path("train", "round-2")) + 0.5

@@ -15,7 +15,7 @@ from hpc_molgen.montecarlo.chains import run_chains
 from hpc_molgen.montecarlo.from_zero import annealed_prior, scale_coordinates, weighted_prior
 from hpc_molgen.montecarlo.mala import State, local_scale, mala_steps
 from hpc_molgen.montecarlo.smc import anneal, next_level
-from hpc_molgen.refinement import thinned
+from hpc_molgen.pools import thinned
 from hpc_molgen.systems.registry import load_system
 
 D = 6  # two angles, four real numbers

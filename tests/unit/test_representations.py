@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import pytest
 import torch
 
 from hpc_molgen.angles import wrap, wrap_angle
-from hpc_molgen.config import RepresentationConfig
+from hpc_molgen.config import RepresentationConfig, SystemConfig
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.errors import InputError
-from hpc_molgen.representations.base import load_representation
+from hpc_molgen.representations.base import Representation, load_representation
 from hpc_molgen.representations.internal import InternalRepresentation
 from hpc_molgen.representations.torsion import TorsionRepresentation
 from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.structures import StructureChecker
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.systems.registry import load_system
 from hpc_molgen.systems.torsions import torsion_angles, torsion_by_name
 
 
@@ -85,6 +88,43 @@ def test_jacobian_against_autograd(internal: InternalRepresentation, frames: np.
         exact = torch.linalg.slogdet(torch.autograd.functional.jacobian(embed, v)).logabsdet
         _, ours = internal.decode(features[None])
         assert abs(float(exact - ours[0])) < 1e-8
+
+
+def test_the_gradient_in_closed_form_is_that_of_autograd(internal: InternalRepresentation, frames: np.ndarray) -> None:
+    features = internal.encode(torch.as_tensor(frames[::50]))
+    positions, _ = internal.decode(features)
+    gradient = torch.randn(positions.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = internal.pulled_back(features, positions, gradient)
+    torch.testing.assert_close(found, Representation.pulled_back(internal, features, positions, gradient), rtol=1e-9, atol=1e-7)
+
+
+def toluene() -> mdtraj.Topology:
+    topology = mdtraj.Topology()
+    residue = topology.add_residue("TOL", topology.add_chain())
+    atoms = [
+        topology.add_atom(f"{letter}{k}", mdtraj.element.get_by_symbol(letter), residue)
+        for k, letter in enumerate("C" * 7 + "H" * 8)
+    ]
+    pairs = [(k, (k + 1) % 6) for k in range(6)] + [(0, 6)] + [(6, k) for k in (7, 8, 9)] + [(k, k + 9) for k in range(1, 6)]
+    for first, second in pairs:
+        topology.add_bond(atoms[first], atoms[second])
+    return topology
+
+
+@pytest.mark.parametrize("made", [toluene, lambda: load_system(SystemConfig(name="trp-cage")).topology])
+def test_the_gradient_by_internal_coordinates_of_other_molecules(made: Callable[[], mdtraj.Topology]) -> None:
+    """A ring with a methyl group, and a chain of beads without branches, with any positions."""
+    zmatrix, generator = ZMatrix(made()), torch.Generator().manual_seed(4)
+    x = torch.randn((1, zmatrix.n_atoms, 3), generator=generator, dtype=torch.float64)
+    internals = [
+        (part + 0.02 * torch.randn((3, part.shape[1]), generator=generator, dtype=torch.float64)).requires_grad_(True)
+        for part in zmatrix.to_internal(x)
+    ]
+    positions, log_abs_det = zmatrix.to_positions(*internals)
+    gradient = torch.randn(positions.shape, generator=generator, dtype=torch.float64)
+    expected = torch.autograd.grad((positions * gradient).sum() + log_abs_det.sum(), internals)
+    for ours, autograd in zip(zmatrix.pulled_back(positions.detach(), gradient), expected, strict=True):
+        torch.testing.assert_close(ours, autograd, rtol=1e-8, atol=1e-7)
 
 
 def test_relabelled_hydrogens_are_the_same_conformation(

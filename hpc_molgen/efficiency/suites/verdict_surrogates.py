@@ -47,6 +47,8 @@ class SurrogateMethod:
 
 
 WEIGHTS = "correct.method=weights"  # moving many poor samples to the Boltzmann distribution would cost more than the suite has
+FLOW = ("surrogate={name: flow}", "train.n_steps=400", "train.learning_rate=3e-3", "sample.n_samples=100000", WEIGHTS)
+ROUND = ("refine.rounds=1", "refine.n_samples=40000", "refine.n_steps=200", "refine.learning_rate=1e-3")
 SURROGATES = {
     "diffusion-ode": SurrogateMethod(
         "diffusion, exact weights along the ODE", "diffusion, ODE", ("sample.n_samples=10000", WEIGHTS)
@@ -54,10 +56,12 @@ SURROGATES = {
     "diffusion-path": SurrogateMethod(
         "diffusion, weights of whole paths", "diffusion, paths", ("sample.sampler=path", "sample.n_samples=10000", WEIGHTS)
     ),
-    "flow": SurrogateMethod("flow", "flow", ("surrogate={name: flow}", "sample.n_samples=40000", WEIGHTS)),
-    "flow-refined": SurrogateMethod(
-        "flow, refined on its own weighted samples", "flow, refined",
-        ("surrogate={name: flow}", "sample.n_samples=40000", "refine.rounds=2", "refine.n_samples=40000", WEIGHTS),
+    "flow": SurrogateMethod("flow from frames and forces", "flow", FLOW),
+    "flow-refined": SurrogateMethod("flow, refined on its own weighted samples", "flow, refined", (*FLOW, *ROUND)),
+    "flow-prior": SurrogateMethod(
+        "flow from energies and forces alone", "flow, no frames",
+        (*FLOW, *ROUND, "reference.equilibration_ps=5", "reference.production_ps=20", "refine.start=prior",
+         "refine.start_samples=10000"),
     ),
 }  # fmt: skip
 
