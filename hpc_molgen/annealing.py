@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from hpc_molgen import reweighting
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
+from hpc_molgen.tensorfiles import load_tensors, save_tensors
 from hpc_molgen.workers import Stopwatch
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ SWEEPS = 40  # independence steps of a chain, whose number follows
 
 @dataclass(frozen=True)
 class Island:
-    """Proposals that are moved together, from number `start` on."""
+    """Proposals that are moved together, from number `start` on; what becomes of them is kept in `path`."""
 
     start: int
+    path: Path
     system: MolecularSystem
     config: CorrectConfig
     sample: SampleConfig
@@ -73,6 +75,23 @@ class Moved:
     parent: np.ndarray
     about: dict[str, Any]
 
+    def write(self, path: Path, system_key: str) -> None:
+        """Write a safetensors file."""
+        import torch
+
+        tensors = {name: torch.as_tensor(getattr(self, name)) for name in _ARRAYS}
+        save_tensors(path, tensors, {"name": "island", "system_key": system_key, "figures": self.about})
+
+    @classmethod
+    def read(cls, path: Path, system_key: str) -> Moved:
+        """Read a file of `write`."""
+        tensors, about = load_tensors(path, "island", system_key)
+        arrays: dict[str, Any] = {name: tensors[name].numpy() for name in _ARRAYS}
+        return cls(**arrays, about=about["figures"])
+
+
+_ARRAYS = tuple(field.name for field in fields(Moved) if field.name != "about")
+
 
 def choose_method(config: CorrectConfig, log_weight: np.ndarray) -> Literal["weights", "anneal"]:
     """Return what the configuration asks for; by default annealing where the effective size is below a tenth."""
@@ -98,12 +117,14 @@ def plan_islands(run: Run, energies: list[tuple[np.ndarray, float]]) -> list[Isl
     if not run.workers.from_root(wanted):
         return []
     files = run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors")
+    directory = run.path("correct", "islands")
+    directory.mkdir(exist_ok=True)
     n_islands = max(1, len(proposals) // config.island_size)  # of nearly equal sizes, so that no proposal is left over
     edges = [len(proposals) * number // n_islands for number in range(n_islands + 1)]
     return [
         Island(
-            start, system, config, run.config.sample, *files, proposals.positions_nm[start:end],
-            proposals.log_density[start:end], derive_seed(run.config.seed, "anneal", index),
+            start, directory / f"island-{index:05d}.safetensors", system, config, run.config.sample, *files,
+            proposals.positions_nm[start:end], proposals.log_density[start:end], derive_seed(run.config.seed, "anneal", index),
         )
         for index, (start, end) in enumerate(itertools.pairwise(edges))
     ]  # fmt: skip
@@ -127,7 +148,16 @@ def _can_be_moved(run: Run, n_samples: int) -> bool:
 
 
 def move_island(island: Island) -> Moved:
-    """Carry one island to the Boltzmann distribution, by annealing or by chains as its surrogate allows."""
+    """Carry one island to the Boltzmann distribution, by annealing or by chains as its surrogate allows.
+
+    One that a killed run has finished is read from its file.
+    """
+    if not island.path.exists():
+        _move(island).write(island.path, island.system.key)
+    return Moved.read(island.path, island.system.key)
+
+
+def _move(island: Island) -> Moved:
     import torch
 
     from hpc_molgen.montecarlo.chains import run_chains

@@ -672,9 +672,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     trajectories = tuple(absolute(name) or name for name in reference.trajectories)
     named = {"trajectories": trajectories, "trajectory_topology": absolute(reference.trajectory_topology)}
     farm = config.farm.model_copy(update={"starts": absolute(config.farm.starts)})
-    return config.model_copy(
-        update={"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named), "farm": farm}
-    )
+    refine = config.refine.model_copy(update={"teacher": absolute(config.refine.teacher)})
+    own = {"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named)}
+    return config.model_copy(update={**own, "farm": farm, "refine": refine})
 
 
 def dump_config(config: Model) -> str:

@@ -114,6 +114,8 @@ def _write_moved(run: Run, islands: Sequence[Island], moved: Sequence[Moved], di
     diagnostics |= reweighting.diagnose(ensemble.log_weight).as_dict()
     path, config_yaml = run.path("correct", "annealed.h5"), dump_config(run.config)
     write_ensemble(path, ensemble, run.system, seed=run.config.seed, config_yaml=config_yaml)
+    for island in islands:
+        island.path.unlink()
     share = 100 * diagnostics["importance"]["ess_fraction"]
     log.warning(
         "the effective share of the samples is %.2g %%: estimates come from %s of %d islands, not from weights alone",

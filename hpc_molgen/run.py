@@ -137,6 +137,8 @@ class Run:
         values = self.config.model_dump(mode="json")
         own = {s: {k: v for k, v in values[s].items() if k not in _HOW} for s in sections}
         files: dict[str, Any] = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
+        if stage == "train" and self.config.refine.teacher is not None:
+            files["teacher"] = _file_stamp(Path(self.config.refine.teacher) / "train" / "surrogate.safetensors")
         if stage == "farm" and self.config.farm.starts is not None:
             starts = Path(self.config.farm.starts)
             files["starts"] = [[path.name, *_file_stamp(path)] for path in sorted(starts.glob("*.pdb"))] or _file_stamp(starts)

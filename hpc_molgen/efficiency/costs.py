@@ -6,16 +6,14 @@ All costs are CPU-core seconds, wall seconds beside; definitions: facts/metrics.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpc_molgen.config import is_held_out
 from hpc_molgen.files import read_json
-from hpc_molgen.run import STAGES, stage_costs
-
-if TYPE_CHECKING:
-    from hpc_molgen.run import Run
+from hpc_molgen.run import STAGES, Run, stage_costs
 
 AMORTISED_OVER = 10
 
@@ -53,13 +51,15 @@ class CostBook:
     shared_start : float
         Bias scan, platform measurement, process start: both sides need it, so it enters neither.
     training : float
-        Featurize and train, all attempts.
+        Featurize and train, all attempts; of a teacher (`refine.teacher`) that and its data as well.
     sampling, energies : float
         Drawing all samples with ln q; their energies.
     checks : float
         Comparing the surrogate with held-out MD by ln q: paid like `validation`, but no MD.
     simulated_ns, production_ns : float
         Of all walkers (of parallel tempering: all temperatures), equilibration included or not; 0 for imported trajectories.
+    frames_trained_on : bool
+        Whether training saw reference frames; else they only served to scale coordinates.
     """
 
     stages: tuple[StageCost, ...]
@@ -73,6 +73,7 @@ class CostBook:
     simulated_ns: float
     production_ns: float
     checks: float = 0.0
+    frames_trained_on: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -104,13 +105,22 @@ def collect_costs(run: Run) -> CostBook:
         validation=float(walker_cpu[np.array(held_out, dtype=bool)].sum()),
         equilibration=0.0 if config.trajectories else float((walker_cpu * share).sum()),
         shared_start=max(0.0, by_name["reference"].cpu_s - float(walker_cpu.sum())),
-        training=by_name["featurize"].cpu_s + by_name["train"].cpu_s,
+        training=by_name["featurize"].cpu_s + by_name["train"].cpu_s + _teacher_cost(run),
         sampling=sampling,
         energies=energies,
         simulated_ns=simulated_ns,
         production_ns=float((walker_ns * (1 - share)).sum()),
         checks=checks,
+        frames_trained_on=run.config.refine.start == "frames",
     )
+
+
+def _teacher_cost(run: Run) -> float:
+    """CPU seconds of the data and the training of the surrogate that taught this run's."""
+    if run.config.refine.teacher is None:
+        return 0.0
+    of_teacher = collect_costs(Run.open(Path(run.config.refine.teacher)))
+    return of_teacher.data + of_teacher.training
 
 
 def _details(run: Run, stage: str) -> dict[str, Any]:
@@ -207,7 +217,11 @@ def scenarios(costs: CostBook, md: Marginal, surrogate: Marginal) -> list[Scenar
     fixed: list[tuple[str, str, float | None]] = [
         ("data paid", "reference data, training and validation all paid", paid - costs.equilibration),
         ("data there", "reference data already there (MD would go on from them); training paid", costs.training),
-        ("energies alone", "a surrogate trained without reference data", None),
+        (
+            "energies alone",
+            "a surrogate trained without reference data: short MD scales the coordinates, validation left out",
+            None if costs.frames_trained_on else costs.data + costs.training,
+        ),
         (
             f"amortised over {AMORTISED_OVER}",
             f"data, training and validation shared by {AMORTISED_OVER} temperatures or molecules (assumed, not done here)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from hpc_molgen import datasets
+from hpc_molgen.annealing import move_island, plan_islands
 from hpc_molgen.config import load_config
+from hpc_molgen.correction import chunk_energies, plan_chunks
 from hpc_molgen.dynamics.engine import Engine
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import InputError
@@ -79,6 +82,19 @@ def test_a_poor_flow_is_annealed(command: CommandLine, referred: Path, tmp_path:
     assert about["kind"] == "sequential Monte Carlo" and about["islands"] == about["independent_parts"] == 8
     assert about["n_energies"] > 800 * about["levels"] * 3 and about["ancestors"] > 50
     check_against_md(run)
+    check_that_a_finished_island_is_read(run)
+
+
+def check_that_a_finished_island_is_read(run: Run) -> None:
+    energies = [chunk_energies(chunk) for chunk in plan_chunks(run)]
+    island = plan_islands(run, energies)[3]
+    whole = read_ensemble(run.path("correct", "annealed.h5"), run.system)
+    first = move_island(replace(island, seed=1))
+    again = move_island(island)  # with another seed, and yet the same, for the file is there
+    assert np.array_equal(again.positions_nm, first.positions_nm)
+    island.path.unlink()
+    np.testing.assert_array_equal(move_island(island).reduced_energy, whole.reduced_energy[300:400])
+    island.path.unlink()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hpc_molgen import datasets
 from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.reweighting import importance_log_weights
@@ -108,3 +109,6 @@ def test_a_flow_learns_from_a_teacher(command: CommandLine, run: Run, tmp_path: 
     parts = [load_file(path) for path in sorted(pupil.path("train", "start").glob("samples-*.safetensors"))]
     assert pupil.details("train")["n_items"] == sum(len(part["features"]) for part in parts) >= 8000
     assert held_out_loss(pupil.path("train")) < held_out_loss(run.path("train", "round-2")) + 0.5
+    paid, of_teacher = collect_costs(pupil), collect_costs(run)
+    own = sum(stage.cpu_s for stage in paid.stages if stage.stage in ("featurize", "train"))
+    assert paid.training == pytest.approx(own + of_teacher.data + of_teacher.training)

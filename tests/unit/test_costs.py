@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def test_the_four_scenarios() -> None:
     assert found["data there"].n_star == pytest.approx(140 / 0.3)
     assert found["amortised over 10"].n_star == pytest.approx((320 / 10 - 20) / 0.3)
     assert found["energies alone"].words() == "not available in this run"
+    untrained_on = scenarios(replace(BOOK, frames_trained_on=False), price(0.5), price(0.2))
+    assert {scenario.name: scenario for scenario in untrained_on}["energies alone"].fixed_cpu_s == 100 + 140
     assert found["data paid"].low < found["data paid"].n_star < found["data paid"].high
 
 
