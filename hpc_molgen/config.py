@@ -153,11 +153,11 @@ class FlowConfig(Model):
         description="learn from the forces at each item (one energy each), not only from where items are: a step costs half as "
         "much again and teaches several times as much; for molecules that the batched engine knows",
     )
-    hidden: int = Field(128, ge=8, description="width of each layer's network")
+    hidden: int = Field(96, ge=8, description="width of each layer's network")
     depth: int = Field(1, ge=0, description="residual blocks of each layer's network")
     harmonics: int = Field(3, ge=1, description="cos(k a), sin(k a) for k = 1..harmonics as inputs")
-    bins: int = Field(8, ge=2, le=64, description="of the splines of real numbers")
-    torus_bins: int = Field(16, ge=2, le=64, description="of the splines of angles")
+    bins: int = Field(4, ge=2, le=64, description="of the splines of real numbers")
+    torus_bins: int = Field(8, ge=2, le=64, description="of the splines of angles")
     bound: float = Field(6.0, gt=0, description="standard deviations within which real numbers are moved by splines")
     temperatures: bool = Field(
         False,
