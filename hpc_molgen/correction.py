@@ -102,6 +102,8 @@ def write_weighted(
     diagnostics["coverage"] = coverage.check_coverage(run, weighted, held_out, source if islands else None)
     diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies) + diagnostics.get("annealed", {}).get("cpu_s", 0.0)
     write_json(run.path("correct", "diagnostics.json"), diagnostics)
+    for island in islands:  # not before: what a killed stage has moved is not moved again
+        island.path.unlink()
     return diagnostics
 
 
@@ -114,8 +116,6 @@ def _write_moved(run: Run, islands: Sequence[Island], moved: Sequence[Moved], di
     diagnostics |= reweighting.diagnose(ensemble.log_weight).as_dict()
     path, config_yaml = run.path("correct", "annealed.h5"), dump_config(run.config)
     write_ensemble(path, ensemble, run.system, seed=run.config.seed, config_yaml=config_yaml)
-    for island in islands:
-        island.path.unlink()
     share = 100 * diagnostics["importance"]["ess_fraction"]
     log.warning(
         "the effective share of the samples is %.2g %%: estimates come from %s of %d islands, not from weights alone",

@@ -174,9 +174,10 @@ def _frames(run: Run, representation: Representation, level: float) -> list[Bloc
 def _prior(run: Run, representation: Representation, level: float) -> list[Block]:
     """Samples of the prior by weight; where their effective share is too small, annealed by sequential Monte Carlo."""
     scaled = Scaled(run.system, representation, run.system.temperature_kelvin * float(np.exp(level)))
-    share, n = _share(run, lambda seed, n: weighted_prior(scaled, seed, n))
+    draw = functools.partial(weighted_prior, scaled)
+    share, n = _share(run, draw)
     if share > LEAST_SHARE:
-        return _thinned_blocks(run, lambda seed, n: weighted_prior(scaled, seed, n), share, n)
+        return _thinned_blocks(run, draw, share, n)
 
     def island(index: int) -> tuple[torch.Tensor, np.ndarray, int]:
         found = annealed_prior(scaled, derive_seed(run.config.seed, "prior", index), ISLAND)
@@ -190,8 +191,9 @@ def _taught(run: Run, representation: Representation, level: float) -> list[Bloc
     teacher = Run.open(Path(str(run.config.refine.teacher)))
     own = load_representation(teacher.path("featurize", "representation.safetensors"), run.system)
     surrogate = load_surrogate(teacher.path("train", "surrogate.safetensors"), run.system.key)
-    if not surrogate.has_log_density or surrogate.of != "structures":
-        raise InputError("refine.teacher: its surrogate knows no ln q, so its samples have no weights")
+    sampling = teacher.config.sample
+    if not surrogate.has_log_density or not sampling.log_density or sampling.sampler == "ancestral":
+        raise InputError("refine.teacher: its samples come without ln q (see its section 'sample'), so they have no weights")
 
     def draw(seed: int, n: int) -> Population:
         _, positions, log_weight = weighted_samples(teacher, own, surrogate, n, seed, level)

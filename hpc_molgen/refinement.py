@@ -23,7 +23,7 @@ from hpc_molgen.surrogates.base import Surrogate, load_surrogate
 from hpc_molgen.training.batches import TrainingSet
 from hpc_molgen.training.distributed import ProcessGroup, process_group
 from hpc_molgen.training.loop import Trainer
-from hpc_molgen.training.stage import structures
+from hpc_molgen.training.stage import held_out_set
 from hpc_molgen.workers import Stopwatch
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def refine_surrogate(run: Run) -> dict[str, Any]:
     final = run.path("train", "surrogate.safetensors")
     surrogate = load_surrogate(final, run.system.key).to(group.device)
     scorer = make_scorer(run, representation)
-    held_out = structures(datasets.load_split(run)[1], representation)
+    held_out = held_out_set(run, representation)
     rounds: list[dict[str, Any]] = []
     left, waited = config.rounds, 0
     while level > 0 or left > 0:

@@ -59,7 +59,7 @@ class CostBook:
     simulated_ns, production_ns : float
         Of all walkers (of parallel tempering: all temperatures), equilibration included or not; 0 for imported trajectories.
     frames_trained_on : bool
-        Whether training saw reference frames; else they only served to scale coordinates.
+        Whether training, or that of a teacher, saw reference frames; else they only served to scale coordinates.
     """
 
     stages: tuple[StageCost, ...]
@@ -111,7 +111,7 @@ def collect_costs(run: Run) -> CostBook:
         simulated_ns=simulated_ns,
         production_ns=float((walker_ns * (1 - share)).sum()),
         checks=checks,
-        frames_trained_on=run.config.refine.start == "frames",
+        frames_trained_on=run.config.refine.start != "prior",
     )
 
 

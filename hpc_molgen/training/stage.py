@@ -113,6 +113,11 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
     return windows(train, representation, length), windows(held_out, representation, length)
 
 
+def held_out_set(run: Run, representation: Representation) -> TrainingSet:
+    """Return held-out frames as items, for surrogates of structures."""
+    return structures(datasets.load_split(run)[1], representation)
+
+
 def _windows_on_disk(run: Run, side: str, config: GanConfig, length: int, labels: Labels) -> TrainingSet:
     """Windows of the channels that `featurize` wrote; pages are read when a batch wants them."""
     channels = datasets.load_channels(run.path("featurize"), side)
@@ -166,8 +171,7 @@ def train_surrogate(run: Run, items: TrainingSet | None = None) -> dict[str, Any
     config = run.config.train
     torch.set_num_threads(config.threads)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
-    train, held_out = training_sets(run, representation)
-    train = train if items is None else items
+    train, held_out = training_sets(run, representation) if items is None else (items, held_out_set(run, representation))
     surrogate = build_surrogate(run.config.surrogate, representation, run.config.seed, datasets.training_log_temperature(run))
     directory, group = run.path("train"), process_group(config.device)
     with run.progress("train", config.n_steps, "steps") as progress:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from hpc_molgen import datasets
@@ -112,3 +113,15 @@ def test_a_flow_learns_from_a_teacher(command: CommandLine, run: Run, tmp_path: 
     paid, of_teacher = collect_costs(pupil), collect_costs(run)
     own = sum(stage.cpu_s for stage in paid.stages if stage.stage in ("featurize", "train"))
     assert paid.training == pytest.approx(own + of_teacher.data + of_teacher.training)
+
+
+def test_a_teacher_without_weights_is_refused(command: CommandLine, run: Run, tmp_path: Path) -> None:
+    for name in ("mute", "run"):
+        shutil.copytree(run.directory, tmp_path / name)
+    silent = {"refine": {"rounds": 0}, "sample": {"log_density": False}, "correct": {"weights": False}}
+    values = yaml.safe_load((tmp_path / "mute" / "config.yaml").read_text())
+    (tmp_path / "mute" / "config.yaml").write_text(yaml.safe_dump(values | {key: values[key] | silent[key] for key in silent}))
+    settings = SETTINGS | {"refine.start": "teacher", "refine.teacher": tmp_path / "mute"}
+    given = (part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
+    ended = command("run", "alanine-dipeptide", "--out", str(tmp_path / "run"), "--to", "train", *given)
+    assert ended.returncode == 2 and "refine.teacher: its samples come without ln q" in ended.stderr
