@@ -10,38 +10,15 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from hpc_molgen.dynamics import born
 from hpc_molgen.errors import UnsupportedForce
 from hpc_molgen.units import COULOMB_KJ_NM_MOL
 
 if TYPE_CHECKING:
     from hpc_molgen.dynamics.custom.terms import CustomTerm
 
-GB_OFFSET_NM = 0.009  # dielectric offset of the OBC model (Onufriev, Bashford, Case 2004, Proteins 55, 383)
-PROBE_NM = 0.14  # radius of the solvent probe in the ACE surface term (Schaefer, Bartels, Karplus 1998, J. Mol. Biol. 284, 835)
 MAX_ATOMS = 3000
 _SILENT = ("CMMotionRemover", "MonteCarloBarostat", "AndersenThermostat")
-
-
-@dataclass(frozen=True)
-class GeneralisedBorn:
-    """OBC2 with the ACE surface term, as OpenMM's GBSAOBCForce.
-
-    Attributes
-    ----------
-    charge : np.ndarray, shape=(n_atoms,)
-        In units of e, times the square root of the Coulomb prefactor: products are in kJ nm / mol.
-    radius_nm, scale : np.ndarray, shape=(n_atoms,)
-    prefactor : float
-        -(1 / solute - 1 / solvent dielectric constant).
-    surface_kj_mol_nm2 : float
-        Energy of the surface term per area, times 4 pi.
-    """
-
-    charge: np.ndarray
-    radius_nm: np.ndarray
-    scale: np.ndarray
-    prefactor: float
-    surface_kj_mol_nm2: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +56,7 @@ class Terms:
     coulomb: np.ndarray
     c12: np.ndarray
     c6: np.ndarray
-    born: GeneralisedBorn | None
+    born: born.GeneralisedBorn | None
     constraints: np.ndarray
     constraint_lengths_nm: np.ndarray
     custom: tuple[CustomTerm, ...] = field(default=())
@@ -98,14 +75,21 @@ class Terms:
 class _Collector:
     """Sums of what several forces of one kind contribute."""
 
-    def __init__(self, n_atoms: int) -> None:
-        self.n_atoms = n_atoms
+    def __init__(self, system: openmm.System) -> None:
+        self.system = system
+        n_atoms = system.getNumParticles()
         self.bonds: list[tuple[int, int, float, float]] = []
         self.angles: list[tuple[int, int, int, float, float]] = []
         self.fourier: dict[tuple[int, int, int, int], dict[int, complex]] = {}
         self.coulomb, self.c12, self.c6 = (np.zeros((n_atoms, n_atoms)) for _ in range(3))
-        self.born: GeneralisedBorn | None = None
+        self.born: born.GeneralisedBorn | None = None
         self.custom: list[CustomTerm] = []
+
+    def add_born(self, found: born.GeneralisedBorn) -> None:
+        """Set the one implicit solvent."""
+        if self.born is not None:
+            raise UnsupportedForce("two GBSAOBCForces, or forces like it, in one System")
+        self.born = found
 
     def add_torsion(self, atoms: tuple[int, int, int, int], n: int, coefficient: complex) -> None:
         """Add Re(coefficient exp(-i n phi)), that is Re(c) cos(n phi) + Im(c) sin(n phi)."""
@@ -174,18 +158,21 @@ def _nonbonded(force: openmm.NonbondedForce, found: _Collector) -> None:
 
 
 def _generalised_born(force: openmm.GBSAOBCForce, found: _Collector) -> None:
-    if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
-        raise UnsupportedForce(f"{force.getName()} (GBSAOBCForce) has a cut-off; the batched engine knows NoCutoff")
-    if found.born is not None:
-        raise UnsupportedForce("two GBSAOBCForces in one System")
-    particles = [force.getParticleParameters(index) for index in range(force.getNumParticles())]
-    found.born = GeneralisedBorn(
-        charge=np.array([q._value for q, _, _ in particles]) * np.sqrt(COULOMB_KJ_NM_MOL),
-        radius_nm=np.array([r._value for _, r, _ in particles]),
-        scale=np.array([float(s) for _, _, s in particles]),
-        prefactor=-(1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric()),
-        surface_kj_mol_nm2=4 * np.pi * force.getSurfaceAreaEnergy().value_in_unit_system(unit.md_unit_system),
-    )
+    found.add_born(born.read_native(force))
+
+
+def _custom_born(force: openmm.CustomGBForce, found: _Collector) -> None:
+    known = born.recognise(force)
+    if known is None:
+        _custom(force, found)
+    else:
+        found.add_born(known)
+
+
+def _custom(force: Any, found: _Collector) -> None:
+    from hpc_molgen.dynamics.custom.terms import read_custom
+
+    found.custom.append(read_custom(force, found.system))
 
 
 _READERS: dict[str, Callable[[Any, _Collector], None]] = {
@@ -195,6 +182,7 @@ _READERS: dict[str, Callable[[Any, _Collector], None]] = {
     "RBTorsionForce": _ryckaert_bellemans,
     "NonbondedForce": _nonbonded,
     "GBSAOBCForce": _generalised_born,
+    "CustomGBForce": _custom_born,
 }
 
 
@@ -215,17 +203,12 @@ def read_terms(system: openmm.System) -> Terms:
         raise UnsupportedForce(f"the System has {n_atoms} atoms; the batched engine, which treats all pairs, takes {MAX_ATOMS}")
     if any(system.isVirtualSite(index) for index in range(n_atoms)):
         raise UnsupportedForce("the System has virtual sites")
-    found = _Collector(n_atoms)
+    found = _Collector(system)
     for force in system.getForces():
         kind = type(force).__name__
         if kind in _SILENT:  # no energy of their own
             continue
-        if kind in _READERS:
-            _READERS[kind](force, found)
-        else:
-            from hpc_molgen.dynamics.custom.terms import read_custom
-
-            found.custom.append(read_custom(force, system))
+        _READERS.get(kind, _custom)(force, found)
     constraints = [system.getConstraintParameters(index) for index in range(system.getNumConstraints())]
     quads = list(found.fourier)
     n_max = max((n for series in found.fourier.values() for n in series), default=0)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hpc_molgen.dynamics.terms import GB_OFFSET_NM, PROBE_NM, GeneralisedBorn, Terms
+from hpc_molgen.dynamics.born import OFFSET_NM, PROBE_NM, GeneralisedBorn
+from hpc_molgen.dynamics.terms import Terms
 
 Energy = Callable[[torch.Tensor], torch.Tensor]
 
@@ -108,9 +109,10 @@ def _generalised_born(born: GeneralisedBorn, make: _Maker) -> Energy:
     i, j = make.index(rows), make.index(columns)
     product = make.column(born.prefactor * born.charge[rows] * born.charge[columns])
     self_energy = make.column(0.5 * born.prefactor * born.charge**2)
-    inner, full = make.column(born.radius_nm - GB_OFFSET_NM), make.column(born.radius_nm)
+    inner, full = make.column(born.radius_nm - OFFSET_NM), make.column(born.radius_nm)
     surface = make.column(born.surface_kj_mol_nm2 * (born.radius_nm + PROBE_NM) ** 2 * born.radius_nm**6)
-    o, scaled = inner[:, None], make.column(born.scale * (born.radius_nm - GB_OFFSET_NM))[None]
+    o, scaled = inner[:, None], make.column(born.scale * (born.radius_nm - OFFSET_NM))[None]
+    alpha, beta, gamma = born.rescaling
     own = torch.eye(n, dtype=make.dtype, device=make.device)[:, :, None]
 
     def radii(x: torch.Tensor) -> torch.Tensor:
@@ -124,10 +126,11 @@ def _generalised_born(born: GeneralisedBorn, make: _Maker) -> Energy:
         low, up = upper * product, lower * product  # reciprocals of the bounds
         ratio = scaled * inverse
         term = (low - up) * (1 - 0.25 * r * (low + up) * (1 - ratio * ratio)) - 0.5 * inverse * torch.log(upper * low)
-        term = term + torch.where(scaled - r > o, 2 * (1 / o - low), 0.0)
+        if born.engulfed:
+            term = term + torch.where(scaled - r > o, 2 * (1 / o - low), 0.0)
         total = 0.5 * inner * (torch.where(upper > o, term, 0.0) * (1 - own)).sum(1)
         squared = total * total
-        return 1 / (1 / inner - torch.tanh(total - 0.8 * squared + 4.85 * squared * total) / full)
+        return 1 / (1 / inner - torch.tanh(alpha * total - beta * squared + gamma * squared * total) / full)
 
     def energy(x: torch.Tensor) -> torch.Tensor:
         d = _between(x, i, j)

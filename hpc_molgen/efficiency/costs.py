@@ -51,7 +51,7 @@ class CostBook:
     shared_start : float
         Bias scan, platform measurement, process start: both sides need it, so it enters neither.
     training : float
-        Featurize and train, all attempts; of a teacher (`refine.teacher`) that and its data as well.
+        Featurize and train, all attempts; of a teacher (`refine.teacher`) that and its data, if they are others, as well.
     sampling, energies : float
         Drawing all samples with ln q; their energies.
     checks : float
@@ -105,7 +105,7 @@ def collect_costs(run: Run) -> CostBook:
         validation=float(walker_cpu[np.array(held_out, dtype=bool)].sum()),
         equilibration=0.0 if config.trajectories else float((walker_cpu * share).sum()),
         shared_start=max(0.0, by_name["reference"].cpu_s - float(walker_cpu.sum())),
-        training=by_name["featurize"].cpu_s + by_name["train"].cpu_s + _teacher_cost(run),
+        training=by_name["featurize"].cpu_s + by_name["train"].cpu_s + teacher_cost(run)[0],
         sampling=sampling,
         energies=energies,
         simulated_ns=simulated_ns,
@@ -115,12 +115,22 @@ def collect_costs(run: Run) -> CostBook:
     )
 
 
-def _teacher_cost(run: Run) -> float:
-    """CPU seconds of the data and the training of the surrogate that taught this run's."""
+def teacher_cost(run: Run) -> tuple[float, float]:
+    """CPU and wall seconds of the data and the training of the surrogate that taught this run's; its own teacher's included.
+
+    Data that this run has as well (the same settings and seed) are paid for once.
+    """
     if run.config.refine.teacher is None:
-        return 0.0
-    of_teacher = collect_costs(Run.open(Path(run.config.refine.teacher)))
-    return of_teacher.data + of_teacher.training
+        return 0.0, 0.0
+    teacher = Run.open(Path(run.config.refine.teacher))
+    book = collect_costs(teacher)
+    cpu_s, wall_s = book.training, teacher_cost(teacher)[1]
+    walls = {cost.stage: cost.wall_s for cost in book.stages}
+    wall_s += walls["featurize"] + walls["train"]
+    if teacher.fingerprint("reference") != run.fingerprint("reference"):
+        cpu_s += book.data
+        wall_s += walls["reference"] * book.data / max(book.data + book.validation, 1e-9)
+    return cpu_s, wall_s
 
 
 def _details(run: Run, stage: str) -> dict[str, Any]:

@@ -83,6 +83,23 @@ def implicit(config: SystemConfig) -> MolecularSystem:
     )
 
 
+def ff96(config: SystemConfig) -> MolecularSystem:
+    """ff96 with OBC1 and the surface term: the energy function of the published records of Boltzmann generators.
+
+    These use openmmtools' AlanineDipeptideImplicit; here the parameters come from OpenMM's own files.
+    """
+    topology, positions = _build()
+    return build_system(
+        config.name,
+        topology,
+        positions,
+        ("amber96.xml", "implicit/obc1.xml"),
+        config.temperature_kelvin,
+        source=config.name,
+        description="amber96.xml + implicit/obc1.xml (OBC1, ACE surface term), no cut-off, flexible",
+    )
+
+
 def vacuum(config: SystemConfig) -> MolecularSystem:
     """ff99SB-ILDN without solvent."""
     topology, positions = _build()

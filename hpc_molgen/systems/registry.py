@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "alanine-dipeptide": "hpc_molgen.systems.alanine_dipeptide:implicit",
+    "alanine-dipeptide-ff96": "hpc_molgen.systems.alanine_dipeptide:ff96",
     "alanine-dipeptide-vacuum": "hpc_molgen.systems.alanine_dipeptide:vacuum",
     "alanine-dipeptide-water": "hpc_molgen.systems.alanine_dipeptide:water",
     "trp-cage": "hpc_molgen.systems.trp_cage:trp_cage",

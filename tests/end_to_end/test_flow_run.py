@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from hpc_molgen import datasets
 from hpc_molgen.dynamics.engine import Engine
-from hpc_molgen.efficiency.costs import collect_costs
+from hpc_molgen.efficiency.costs import collect_costs, teacher_cost
+from hpc_molgen.efficiency.suites.runs import run_bill
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.reweighting import importance_log_weights
@@ -112,7 +113,15 @@ def test_a_flow_learns_from_a_teacher(command: CommandLine, run: Run, tmp_path: 
     assert held_out_loss(pupil.path("train")) < held_out_loss(run.path("train", "round-2")) + 0.5
     paid, of_teacher = collect_costs(pupil), collect_costs(run)
     own = sum(stage.cpu_s for stage in paid.stages if stage.stage in ("featurize", "train"))
-    assert paid.training == pytest.approx(own + of_teacher.data + of_teacher.training)
+    assert paid.training == pytest.approx(own + of_teacher.training)  # its data are this run's own, and counted there
+    bill, alone = run_bill(pupil, 1), run_bill(run, 1)
+    assert bill.parts["teacher_cpu_s"] == pytest.approx(of_teacher.training) and alone.parts["teacher_cpu_s"] == 0
+    assert bill.fixed_s[0] == pytest.approx(sum(bill.parts.values())) and bill.fixed_s[1] > alone.parts["train_cpu_s"]
+    other = yaml.safe_load((run.directory / "config.yaml").read_text()) | {"seed": 99}
+    (pupil.directory / "config.yaml").write_text(
+        yaml.safe_dump(other | {"refine": pupil.config.refine.model_dump(mode="json")})
+    )
+    assert teacher_cost(Run.open(pupil.directory))[0] == pytest.approx(of_teacher.data + of_teacher.training)
 
 
 def test_a_teacher_without_weights_is_refused(command: CommandLine, run: Run, tmp_path: Path) -> None:

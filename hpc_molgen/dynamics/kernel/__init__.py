@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen import native
-from hpc_molgen.dynamics.terms import GB_OFFSET_NM, PROBE_NM, Terms
+from hpc_molgen.dynamics.born import OFFSET_NM, PROBE_NM
+from hpc_molgen.dynamics.terms import Terms
 from hpc_molgen.errors import EnvironmentProblem
 
 _DOUBLES, _INTEGERS = ctypes.POINTER(ctypes.c_double), ctypes.POINTER(ctypes.c_int32)
@@ -27,6 +28,7 @@ class _TermArrays(ctypes.Structure):
         *((name, _DOUBLES) for name in ("bond_parameters", "angle_parameters", "torsion_cos", "torsion_sin")),
         *((name, _DOUBLES) for name in ("coulomb", "c12", "c6", "born_charge", "born_radius", "born_scale")),
         *((name, ctypes.c_double) for name in ("born_prefactor", "born_surface", "born_offset", "born_probe")),
+        *((name, ctypes.c_double) for name in ("born_alpha", "born_beta", "born_gamma", "born_engulfed")),
     ]
 
 
@@ -98,7 +100,7 @@ class NativeMolecule:
         arrays = _TermArrays(
             n_atoms=terms.n_atoms, n_bonds=len(terms.bonds), n_angles=len(terms.angles), n_torsions=len(terms.torsions),
             n_max=terms.torsion_cos.shape[1] - 1, has_pairs=bool(terms.coulomb.any() or terms.c12.any() or terms.c6.any()),
-            has_born=terms.born is not None, born_offset=GB_OFFSET_NM, born_probe=PROBE_NM,
+            has_born=terms.born is not None, born_offset=OFFSET_NM, born_probe=PROBE_NM,
         )  # fmt: skip
         for name in ("bonds", "angles", "torsions", "bond_parameters", "angle_parameters", "torsion_cos", "torsion_sin"):
             setattr(arrays, name, _pointer(getattr(terms, name), keep))
@@ -110,6 +112,8 @@ class NativeMolecule:
             arrays.born_scale = _pointer(terms.born.scale, keep)
             arrays.born_prefactor = terms.born.prefactor
             arrays.born_surface = terms.born.surface_kj_mol_nm2
+            arrays.born_alpha, arrays.born_beta, arrays.born_gamma = terms.born.rescaling
+            arrays.born_engulfed = float(terms.born.engulfed)
         self._handle = ctypes.c_void_p(self._function("create")(ctypes.byref(arrays)))  # copies what it needs
 
     def _function(self, name: str) -> Any:

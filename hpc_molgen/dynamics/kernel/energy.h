@@ -1,5 +1,5 @@
 // Energy and forces of W conformations at once: harmonic bonds and angles, Fourier series of torsions, Coulomb and Lennard-Jones
-// over all pairs, OBC2 with the ACE surface term. The formulas are those of OpenMM's Reference platform.
+// over all pairs, OBC1 or OBC2 with the ACE surface term. The formulas are those of OpenMM's Reference platform.
 #pragma once
 #include <vector>
 
@@ -12,7 +12,7 @@ struct TermArrays {
     const double *bond_parameters, *angle_parameters, *torsion_cos, *torsion_sin;
     const double *coulomb, *c12, *c6;                  // (n_atoms, n_atoms)
     const double *born_charge, *born_radius, *born_scale;  // (n_atoms,)
-    double born_prefactor, born_surface, born_offset, born_probe;
+    double born_prefactor, born_surface, born_offset, born_probe, born_alpha, born_beta, born_gamma, born_engulfed;
 };
 
 template <typename T> struct Molecule {
@@ -20,22 +20,22 @@ template <typename T> struct Molecule {
     static constexpr int W = Lanes<T>::W;
 
     int n_atoms, n_max;
-    bool has_pairs, has_born;
+    bool has_pairs, has_born, engulfed;
     std::vector<int32_t> bonds, angles, torsions;
     std::vector<T> bond_parameters, angle_parameters, torsion_cos, torsion_sin;
     std::vector<T> coulomb, c12, c6;  // rows i < j, packed
     std::vector<T> born_product, born_radius, born_offset_radius, born_scaled;
-    T born_prefactor, born_surface, born_probe;
+    T born_surface, born_probe, born_alpha, born_beta, born_gamma;
 
     explicit Molecule(const TermArrays &a)
         : n_atoms((int)a.n_atoms), n_max((int)a.n_max), has_pairs(a.has_pairs), has_born(a.has_born),
-          bonds(a.bonds, a.bonds + 2 * a.n_bonds), angles(a.angles, a.angles + 3 * a.n_angles),
+          engulfed(a.born_engulfed != 0), bonds(a.bonds, a.bonds + 2 * a.n_bonds), angles(a.angles, a.angles + 3 * a.n_angles),
           torsions(a.torsions, a.torsions + 4 * a.n_torsions),
           bond_parameters(a.bond_parameters, a.bond_parameters + 2 * a.n_bonds),
           angle_parameters(a.angle_parameters, a.angle_parameters + 2 * a.n_angles),
           torsion_cos(a.torsion_cos, a.torsion_cos + a.n_torsions * (a.n_max + 1)),
-          torsion_sin(a.torsion_sin, a.torsion_sin + a.n_torsions * (a.n_max + 1)), born_prefactor((T)a.born_prefactor),
-          born_surface((T)a.born_surface), born_probe((T)a.born_probe) {
+          torsion_sin(a.torsion_sin, a.torsion_sin + a.n_torsions * (a.n_max + 1)), born_surface((T)a.born_surface),
+          born_probe((T)a.born_probe), born_alpha((T)a.born_alpha), born_beta((T)a.born_beta), born_gamma((T)a.born_gamma) {
         for (int i = 0; i < n_atoms; ++i) {
             for (int j = i + 1; j < n_atoms; ++j) {
                 const int64_t at = (int64_t)i * n_atoms + j;
@@ -178,19 +178,24 @@ template <typename T, bool FORCE, typename V = typename Lanes<T>::V> V pairs(con
 
 // one direction of the pairwise descreening (Hawkins, Cramer, Truhlar 1996, J. Phys. Chem. 100, 19824): twice the integral over
 // the sphere of radius s at distance r, seen from an atom of radius o; and its derivative along r
-template <typename T, bool FORCE, typename V> HM_INLINE V descreen(V r, V inverse, T o, T s, V &slope) {
+// without ENGULFED an atom within the sphere is not descreened by what of the sphere is around it
+template <typename T, bool FORCE, bool ENGULFED, typename V> HM_INLINE V descreen(V r, V inverse, T o, T s, V &slope) {
     const V upper = r + s, gap = r > s ? r - s : s - r;
     const V lower = largest(gap, splat(o));
     const V product = recip(lower * upper), l = upper * product, u = lower * product;
     const V difference = u * u - l * l, log = vlog<T>(upper * l);  // ln(U/L)
     const V ratio = s * inverse, s2 = ratio * ratio;
     V term = l - u + (T)0.25 * r * difference * (1 - s2) - (T)0.5 * inverse * log;
-    term += s - r > o ? 2 * ((T)1 / o - l) : (V){};
-    if (FORCE) slope = upper > o ? (T)0.25 * difference * (1 + s2) + (T)0.5 * log * inverse * inverse : (V){};
+    if (ENGULFED) term += s - r > o ? 2 * ((T)1 / o - l) : (V){};
+    if (FORCE) {  // what comes of the lower bound's derivative cancels, but for this
+        slope = (T)0.25 * difference * (1 + s2) + (T)0.5 * log * inverse * inverse;
+        if (!ENGULFED) slope += s - r > o ? 2 * l * l : (V){};
+        slope = upper > o ? slope : (V){};
+    }
     return upper > o ? term : (V){};
 }
 
-template <typename T, bool FORCE, typename V = typename Lanes<T>::V>
+template <typename T, bool FORCE, bool ENGULFED, typename V = typename Lanes<T>::V>
 V pairs_and_born(const Molecule<T> &m, const V *x, V *force, Scratch<T> &scratch) {
     const int n = m.n_atoms;
     V *radius = scratch.born, *inverse_radius = radius + n, *chain = inverse_radius + n, *slope = chain + n;  // slope: dE/dB
@@ -203,24 +208,25 @@ V pairs_and_born(const Molecule<T> &m, const V *x, V *force, Scratch<T> &scratch
             const Vector3<V> d = between(x, i, j);
             const V r2 = dot(d, d), inverse = rsqrt(r2), r = r2 * inverse;
             V d_i, d_j;
-            sum += descreen<T, FORCE>(r, inverse, m.born_offset_radius[i], m.born_scaled[j], d_i);
-            radius[j] += descreen<T, FORCE>(r, inverse, m.born_offset_radius[j], m.born_scaled[i], d_j);
+            sum += descreen<T, FORCE, ENGULFED>(r, inverse, m.born_offset_radius[i], m.born_scaled[j], d_i);
+            radius[j] += descreen<T, FORCE, ENGULFED>(r, inverse, m.born_offset_radius[j], m.born_scaled[i], d_j);
             store[4 * at] = r2, store[4 * at + 1] = inverse;
             if (FORCE) store[4 * at + 2] = d_i * inverse, store[4 * at + 3] = d_j * inverse;
         }
         radius[i] = sum;
     }
     V energy = {};
-    for (int i = 0; i < n; ++i) {  // OBC2: Onufriev, Bashford, Case 2004, eq. 6 with alpha 1, beta 0.8, gamma 4.85
+    for (int i = 0; i < n; ++i) {  // Onufriev, Bashford, Case 2004, eq. 6
         const T o = m.born_offset_radius[i], full = m.born_radius[i];
         const V sum = (T)0.5 * o * radius[i], sum2 = sum * sum;
-        const V argument = sum - (T)0.8 * sum2 + (T)4.85 * sum * sum2;
+        const V argument = m.born_alpha * sum - m.born_beta * sum2 + m.born_gamma * sum * sum2;
         const V tanh = 1 - 2 * recip(vexp<T>(2 * argument) + 1);
         inverse_radius[i] = (T)1 / o - tanh / full;
         const V b = recip(inverse_radius[i]);
         radius[i] = b;
         // dB/d(raw sum)
-        chain[i] = b * b * (1 - tanh * tanh) * (1 - (T)1.6 * sum + (T)14.55 * sum2) * ((T)0.5 * o / full);
+        const V bend = m.born_alpha - 2 * m.born_beta * sum + 3 * m.born_gamma * sum2;
+        chain[i] = b * b * (1 - tanh * tanh) * bend * ((T)0.5 * o / full);
         const V ratio = full * inverse_radius[i], ratio3 = ratio * ratio * ratio;
         const V surface = m.born_surface * (full + m.born_probe) * (full + m.born_probe) * ratio3 * ratio3;
         const V self = m.born_self[i] * inverse_radius[i];
@@ -274,6 +280,7 @@ V pairs_and_born(const Molecule<T> &m, const V *x, V *force, Scratch<T> &scratch
 template <typename T, bool FORCE, typename V = typename Lanes<T>::V> V evaluate(const Molecule<T> &m, Scratch<T> &scratch) {
     if (FORCE) std::memset(scratch.force, 0, 3 * m.n_atoms * sizeof(V));
     V energy = bonded<T, FORCE>(m, scratch.x, scratch.force);
-    if (m.has_born) return energy + pairs_and_born<T, FORCE>(m, scratch.x, scratch.force, scratch);
+    if (m.has_born && m.engulfed) return energy + pairs_and_born<T, FORCE, true>(m, scratch.x, scratch.force, scratch);
+    if (m.has_born) return energy + pairs_and_born<T, FORCE, false>(m, scratch.x, scratch.force, scratch);
     return m.has_pairs ? energy + pairs<T, FORCE>(m, scratch.x, scratch.force) : energy;
 }

@@ -22,7 +22,7 @@ from hpc_molgen.dynamics.choice import choose_energies, energy_function
 from hpc_molgen.efficiency.suites import density_tables as tables
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved
-from hpc_molgen.efficiency.suites.verdict_surrogates import finish_run
+from hpc_molgen.efficiency.suites.runs import finish_run
 from hpc_molgen.representations.base import Representation, load_representation
 from hpc_molgen.run import Run, stage_costs
 from hpc_molgen.sampling import draw_structures

@@ -27,7 +27,13 @@ from hpc_molgen.efficiency.suites.verdict_methods import MD_METHODS, MdSettings,
 from hpc_molgen.efficiency.suites.verdict_openmm import openmm_series
 from hpc_molgen.efficiency.suites.verdict_samplers import DdpmSettings, ParticleSettings
 from hpc_molgen.efficiency.suites.verdict_scores import Checkpoint, Series, Truth
-from hpc_molgen.efficiency.suites.verdict_surrogates import SURROGATES, SurrogateSettings, resolve, surrogate_series
+from hpc_molgen.efficiency.suites.verdict_surrogates import (
+    SURROGATES,
+    SurrogateSettings,
+    identity,
+    resolve,
+    surrogate_series,
+)
 from hpc_molgen.efficiency.suites.verdict_tables import Entry
 from hpc_molgen.efficiency.suites.verdict_truth import TruthSettings, find_truth
 from hpc_molgen.errors import InputError
@@ -160,14 +166,14 @@ def make_plans(
         return Plan(key, method.name, method.short, tables.MD, method.biased, run, [method, settings.md, budget])
 
     def surrogate(key: str) -> Plan:
-        method = SURROGATES[key]
-        configs = [resolve(method, settings.surrogate, settings.system, _run_seed(seed, k)) for k in range(settings.n_repeats)]
-        knows = configs[0].reference.bias_torsion is not None
+        method, own, molecule = SURROGATES[key], settings.surrogate, settings.system
+        depends_on = identity(key, own, molecule, _run_seed(seed, 0))
+        knows = depends_on["reference"]["bias_torsion"] is not None
 
         def run(repeat: int) -> Series:
-            return surrogate_series(key, configs[repeat], truth, runs, repeat)
+            return surrogate_series(key, own, molecule, _run_seed(seed, repeat), truth, runs, repeat)
 
-        return Plan(key, method.name, method.short, tables.SURROGATE, knows, run, configs[0].model_dump(mode="json"))
+        return Plan(key, method.name, method.short, tables.SURROGATE, knows, run, depends_on)
 
     def particles(key: str) -> Plan:
         method, own = samplers.PARTICLES[key], settings.particles
@@ -195,14 +201,14 @@ def _run_seed(seed: int, repeat: int) -> int:
 
 
 def _ddpm(settings: Settings, own: DdpmSettings, truth: Truth, runs: Path, seed: int) -> Plan:
-    base = SURROGATES[next(iter(settings.surrogates or SURROGATES))]  # the reference is the same for all of them
+    base = next(iter(settings.surrogates or SURROGATES))  # the reference is the same for all of them
 
     def run(repeat: int) -> Series:
         config = resolve(base, settings.surrogate, settings.system, _run_seed(seed, repeat))
         return samplers.ddpm_series(own, config, truth, runs, repeat)
 
-    identity = [own, resolve(base, settings.surrogate, settings.system, seed).reference.model_dump(mode="json")]
-    return Plan(samplers.DDPM, samplers.DDPM_NAME, samplers.DDPM_SHORT, tables.BIASED, True, run, identity)
+    depends_on = [own, resolve(base, settings.surrogate, settings.system, seed).reference.model_dump(mode="json")]
+    return Plan(samplers.DDPM, samplers.DDPM_NAME, samplers.DDPM_SHORT, tables.BIASED, True, run, depends_on)
 
 
 def _curve_file(folder: Path, plan: Plan, repeat: int, common: list[Any]) -> Path:

@@ -18,10 +18,10 @@ from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import minimise
 from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.suites.published_ddpm import PublishedDdpm, PublishedSettings
+from hpc_molgen.efficiency.suites.runs import finish_run
 from hpc_molgen.efficiency.suites.verdict_methods import Curve, backbone, phi_psi
 from hpc_molgen.efficiency.suites.verdict_scores import Series, Truth, weighted_checkpoints
 from hpc_molgen.efficiency.suites.verdict_sums import Sums, Window, side_by_side, sum_frames
-from hpc_molgen.efficiency.suites.verdict_surrogates import finish_run
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.montecarlo.from_zero import Population, Scaled, annealed_prior, scale_coordinates, weighted_prior
 from hpc_molgen.seeding import derive_seed, numpy_generator
