@@ -19,6 +19,7 @@ from scipy.special import logsumexp
 
 from hpc_molgen import reweighting
 from hpc_molgen.ensemble import Ensemble, read_ensemble
+from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.tensorfiles import load_tensors, save_tensors
@@ -65,7 +66,7 @@ class Moved:
     parent : np.ndarray, shape=(n,), int
         Proposal of the island that each conformation descends from; -1 in chains.
     about : dict
-        Figures of the island.
+        Figures of the island; `failed` says why there are no conformations.
     """
 
     positions_nm: np.ndarray
@@ -153,7 +154,13 @@ def move_island(island: Island) -> Moved:
     One that a killed run has finished is read from its file.
     """
     if not island.path.exists():
-        _move(island).write(island.path, island.system.key)
+        try:
+            moved = _move(island)
+        except InputError as problem:  # one bad island is a record
+            none = np.empty(0)
+            index = np.empty(0, dtype=int)
+            moved = Moved(np.empty((0, island.system.n_atoms, 3)), none, none, index, index, {"failed": str(problem)})
+        moved.write(island.path, island.system.key)
     return Moved.read(island.path, island.system.key)
 
 
@@ -207,7 +214,20 @@ def _density_of(surrogate: Any, config: SampleConfig) -> Callable[[torch.Tensor]
 
 
 def join_islands(run: Run, islands: Sequence[Island], moved: Sequence[Moved]) -> tuple[Ensemble, dict[str, Any]]:
-    """Join what became of the islands: an ensemble, whose trajectories are what is independent, and how it was made."""
+    """Join what became of the islands: an ensemble, whose trajectories are what is independent, and how it was made.
+
+    Raises
+    ------
+    InputError
+        When no island came to the Boltzmann distribution.
+    """
+    failures = [part.about["failed"] for part in moved if "failed" in part.about]
+    if len(failures) == len(moved):
+        raise InputError(
+            f"correct: none of the {len(moved)} islands of samples came to the Boltzmann distribution: {failures[0]}"
+        )
+    pairs = [(island, part) for island, part in zip(islands, moved, strict=True) if "failed" not in part.about]
+    islands, moved = [island for island, _ in pairs], [part for _, part in pairs]
     per_island = [int(part.unit.max()) + 1 for part in moved]
     first = np.concatenate([[0], np.cumsum(per_island)])
     ensemble = Ensemble.create(
@@ -223,7 +243,7 @@ def join_islands(run: Run, islands: Sequence[Island], moved: Sequence[Moved]) ->
     names = sorted({name for part in moved for name in part.about} - {"n_energies", "cpu_s", "log_z"})
     about: dict[str, Any] = {name: float(np.mean([part.about[name] for part in moved])) for name in names}
     about["kind"] = "sequential Monte Carlo" if "levels" in about else "chains"
-    about |= {"islands": len(moved), "independent_parts": int(first[-1])}
+    about |= {"islands": len(moved), "independent_parts": int(first[-1]), "failures": failures}
     about |= {name: sum(part.about[name] for part in moved) for name in ("n_energies", "cpu_s")}
     if "levels" in about:
         log_z = np.array([part.about["log_z"] for part in moved])

@@ -290,6 +290,11 @@ class SampleConfig(Model):
     compile: bool = Field(False, description="torch.compile of 'ode': up to a minute for each shard, a fifth less a sample")
     log_density: bool = Field(True, description="ln q along the ODE, or its like on paths; importance weights need it")
     shard_size: int = Field(1000, ge=1)
+    temperatures_kelvin: tuple[float, ...] = Field(
+        (),
+        description="other temperatures whose ensembles are wanted: a flow draws n_samples for each (best with "
+        "surrogate.temperatures); the samples of another surrogate are weighed to them as they are",
+    )
 
 
 class CorrectConfig(Model):
@@ -455,6 +460,15 @@ class RunConfig(Model):
             raise ValueError("sample.sampler 'path' needs surrogate.name diffusion: other surrogates have no steps")
         if sample.integrator == "adaptive" and sample.sampler == "ode" and sample.n_steps is not None:
             raise ValueError("sample.n_steps: the adaptive integrator chooses its steps by sample.tolerance; leave n_steps out")
+        return self
+
+    @model_validator(mode="after")
+    def _other_temperatures_are_weighed(self) -> RunConfig:
+        asked = self.sample.temperatures_kelvin
+        if asked and (self.makes_trajectories or not self.correct.weights):
+            raise ValueError("sample.temperatures_kelvin needs correct.weights: samples get to other temperatures by weights")
+        if any(kelvin <= 0 or kelvin == self.system.temperature_kelvin for kelvin in asked) or len(set(asked)) < len(asked):
+            raise ValueError("sample.temperatures_kelvin must be positive, all different, and none of them the system's own")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from hpc_molgen import coverage, datasets, reweighting
+from hpc_molgen import coverage, datasets, reweighting, temperatures
 from hpc_molgen.annealing import Island, Moved, join_islands
 from hpc_molgen.config import dump_config
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
@@ -63,7 +63,11 @@ def chunk_energies(chunk: Chunk) -> tuple[np.ndarray, float]:
 
 
 def write_weighted(
-    run: Run, energies: list[tuple[np.ndarray, float]], islands: Sequence[Island] = (), moved: Sequence[Moved] = ()
+    run: Run,
+    energies: list[tuple[np.ndarray, float]],
+    islands: Sequence[Island] = (),
+    moved: Sequence[Moved] = (),
+    others: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Weigh the proposals, write weighted.h5, diagnostics.json and pdb/; return the figures of the stage.
 
@@ -100,6 +104,7 @@ def write_weighted(
     diagnostics["distinct_parents"] = len(set(chosen.tolist()))
     write_structures(run.path("correct", "pdb"), structures, system, chosen_checks)
     diagnostics["coverage"] = coverage.check_coverage(run, weighted, held_out, source if islands else None)
+    diagnostics["temperatures"] = temperatures.add_bar(run, weighted, others)
     diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies) + diagnostics.get("annealed", {}).get("cpu_s", 0.0)
     write_json(run.path("correct", "diagnostics.json"), diagnostics)
     for island in islands:  # not before: what a killed stage has moved is not moved again

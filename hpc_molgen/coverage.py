@@ -186,8 +186,11 @@ def log_weights_of(checked: Ensemble) -> np.ndarray:
     return np.where(np.isnan(found), np.inf, found)
 
 
-def log_density_of(run: Run, positions_nm: np.ndarray) -> np.ndarray:
-    """Return ln q (n,), float64, of conformations (n, n_atoms, 3): that of their features, minus ln|det J| of `decode`."""
+def log_density_of(run: Run, positions_nm: np.ndarray, log_temperature: float | None = None) -> np.ndarray:
+    """Return ln q (n,), float64, of conformations (n, n_atoms, 3): that of their features, minus ln|det J| of `decode`.
+
+    Flows are asked at a temperature, as ln(T / T0).
+    """
     import torch
 
     from hpc_molgen.representations.base import load_representation
@@ -198,6 +201,7 @@ def log_density_of(run: Run, positions_nm: np.ndarray) -> np.ndarray:
     if torch.cuda.is_available():
         surrogate = surrogate.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
     options, found = density_options(surrogate, run.config.sample), []
+    options |= {} if log_temperature is None else {"log_temperature": log_temperature}
     with one_thread():
         for part in torch.split(torch.as_tensor(positions_nm, dtype=torch.float64), BATCH):
             features = representation.encode(part)

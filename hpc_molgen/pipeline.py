@@ -64,7 +64,7 @@ def sample(run: Run) -> None:
 
 def correct(run: Run) -> None:
     """Proposals -> correct/weighted.h5 with Boltzmann weights, diagnostics.json, and PDB files drawn by those weights."""
-    from hpc_molgen import annealing, correction
+    from hpc_molgen import annealing, correction, temperatures
 
     with run.stage("correct") as details:
         chunks = correction.plan_chunks(run)
@@ -73,8 +73,9 @@ def correct(run: Run) -> None:
         islands = annealing.plan_islands(run, energies)  # none where the weights are good enough
         with run.progress("correct", len(islands), "islands") as progress:
             moved = run.workers.map(annealing.move_island, islands, lambda _: progress.advance(run.workers.size))
+        others = run.workers.map(temperatures.weigh, temperatures.plan(run))
         if run.workers.is_root:
-            details |= correction.write_weighted(run, energies, islands, moved)
+            details |= correction.write_weighted(run, energies, islands, moved, others)
 
 
 def farm(run: Run) -> None:

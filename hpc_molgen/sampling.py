@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpc_molgen import temperatures
 from hpc_molgen.config import ANCESTRAL_STEPS, ODE_STEPS, PATH_STEPS, SampleConfig, dump_config
 from hpc_molgen.datasets import load_channels
 from hpc_molgen.ensemble import Ensemble, read_attributes, read_ensemble, write_ensemble
@@ -45,6 +46,7 @@ class Shard:
     representation: Path
     path: Path
     dt_ps: float
+    kelvin: float | None = None  # the system's
 
 
 def n_steps(config: SampleConfig) -> int:
@@ -54,16 +56,16 @@ def n_steps(config: SampleConfig) -> int:
 
 
 def plan_shards(run: Run) -> list[Shard]:
-    """Cut the samples into shards by index; the cut does not depend on the number of workers."""
-    config = run.config.sample
-    shards = []
-    for index, start in enumerate(range(0, config.n_samples, config.shard_size)):
-        n = min(config.shard_size, config.n_samples - start)
-        files = (run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors"))
-        path = run.path("sample", f"shard-{index:05d}.h5")
-        shards.append(
-            Shard(index, start, n, run.system, config, run.config.seed, *files, path, run.config.reference.save_every_ps)
-        )
+    """Cut the samples of every temperature into shards by index; the cut does not depend on the number of workers."""
+    config, shards = run.config.sample, []
+    others = config.temperatures_kelvin if temperatures.are_drawn(run.config) else ()
+    files = (run.path("train", "surrogate.safetensors"), run.path("featurize", "representation.safetensors"))
+    for kelvin in (None, *others):
+        for index, start in enumerate(range(0, config.n_samples, config.shard_size)):
+            n, stem = min(config.shard_size, config.n_samples - start), f"shard-{index:05d}"
+            path = run.path("sample", f"{stem}.h5" if kelvin is None else temperatures.file_name(stem, kelvin))
+            own = (run.system, config, run.config.seed, *files, path, run.config.reference.save_every_ps, kelvin)
+            shards.append(Shard(index, start, n, *own))
     return shards
 
 
@@ -90,12 +92,15 @@ def _draw(shard: Shard) -> None:
     if surrogate.of == "trajectories":
         _draw_series(shard, surrogate, representation, watch)
         return
-    seed = derive_seed(shard.seed, "sample", shard.index)
-    _, positions, log_density = draw_structures(surrogate, representation, shard.config, shard.n, seed)
+    system, seed, level = shard.system, derive_seed(shard.seed, "sample", shard.index), None
+    if shard.kelvin is not None:
+        system, seed = system.at(shard.kelvin), derive_seed(shard.seed, "sample", f"{shard.kelvin:g} K", shard.index)
+        level = float(np.log(shard.kelvin / shard.system.temperature_kelvin))
+    _, positions, log_density = draw_structures(surrogate, representation, shard.config, shard.n, seed, level)
     parent = np.arange(shard.start, shard.start + shard.n)
-    ensemble = Ensemble.create(shard.system, positions, log_density=log_density, parent=parent)
+    ensemble = Ensemble.create(system, positions, log_density=log_density, parent=parent)
     attributes = {"cpu_s": watch.cpu_s, "wall_s": watch.wall_s}
-    write_ensemble(shard.path, ensemble, shard.system, seed=shard.seed, attributes=attributes)
+    write_ensemble(shard.path, ensemble, system, seed=shard.seed, attributes=attributes)
 
 
 def draw_structures(
@@ -195,15 +200,27 @@ def merge_shards(run: Run, shards: list[Shard], costs: list[dict[str, float]]) -
     """Join the shards into proposals.h5, or trajectories.h5, and return the figures of the stage."""
     if run.config.makes_trajectories:
         return _merge_series(run, shards, costs)
-    ensemble = Ensemble.concatenate([read_ensemble(shard.path, run.system) for shard in shards])
-    write_ensemble(
-        run.path("sample", "proposals.h5"), ensemble, run.system, seed=run.config.seed, config_yaml=dump_config(run.config)
-    )
+    paid = dict(zip([shard.path for shard in shards], costs, strict=True))
+    ensemble = _join(run, [shard for shard in shards if shard.kelvin is None])
+    others = sorted({shard.kelvin for shard in shards if shard.kelvin is not None})
+    for kelvin in others:
+        _join(run, [shard for shard in shards if shard.kelvin == kelvin])
     for shard in shards:
         shard.path.unlink()
-    cpu_s = sum(cost["cpu_s"] for cost in costs)
+    cpu_s = sum(paid[shard.path]["cpu_s"] for shard in shards if shard.kelvin is None)
     figures = {"n": len(ensemble), "cpu_s": cpu_s, "samples_per_cpu_s": len(ensemble) / cpu_s}
+    figures["other_temperatures_cpu_s"] = sum(paid[shard.path]["cpu_s"] for shard in shards if shard.kelvin is not None)
     return figures | _density_figures(run, ensemble)
+
+
+def _join(run: Run, shards: list[Shard]) -> Ensemble:
+    """Write the proposals of one temperature."""
+    kelvin = shards[0].kelvin
+    system = run.system if kelvin is None else run.system.at(kelvin)
+    path = run.path("sample", "proposals.h5" if kelvin is None else temperatures.file_name("proposals", kelvin))
+    ensemble = Ensemble.concatenate([read_ensemble(shard.path, system) for shard in shards])
+    write_ensemble(path, ensemble, system, seed=run.config.seed, config_yaml=dump_config(run.config))
+    return ensemble
 
 
 def _density_figures(run: Run, ensemble: Ensemble) -> dict[str, Any]:

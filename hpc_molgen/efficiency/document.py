@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.efficiency import cost_tables, coverage_report, tables
+from hpc_molgen.efficiency import cost_tables, coverage_report, tables, temperature_report
 from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
 from hpc_molgen.efficiency.tables import Table, number, share
 from hpc_molgen.efficiency.verdict import interval_text
+from hpc_molgen.reweighting import K_HAT_LIMIT
 
 if TYPE_CHECKING:
     from hpc_molgen.efficiency.baseline import Speed
@@ -54,6 +55,7 @@ class Results:
     tica_lag: str = ""
     dt_ps: float | None = None
     notes: list[str] = field(default_factory=list)
+    temperatures: list[dict[str, Any]] = field(default_factory=list)
 
 
 def target_note(diagnostics: dict[str, Any]) -> str:
@@ -100,6 +102,7 @@ def sections(run: Run, results: Results) -> list[Section]:
         _divergences(results),
         _energies_and_weights(results),
         _coverage(results),
+        _temperatures(run, results),
         _structures(results),
         _costs(run, results),
         _training(run, results),
@@ -212,6 +215,14 @@ def _coverage(results: Results) -> Section:
     return Section(
         coverage_report.TITLE, tuple(coverage_report.text(diagnostics)), pictures, coverage_report.tables(diagnostics)
     )
+
+
+def _temperatures(run: Run, results: Results) -> Section | None:
+    rows, names = results.temperatures, results.evidence.torsions.names
+    if not rows:
+        return None
+    shown = temperature_report.table(rows, names[0] if names else "", K_HAT_LIMIT)
+    return Section(temperature_report.TITLE, tuple(temperature_report.text(rows, run.config.sample.n_samples)), (), (shown,))
 
 
 def _structures(results: Results) -> Section:

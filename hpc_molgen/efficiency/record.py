@@ -31,8 +31,9 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
         "name": run.config.name,
         "system": {"name": run.system.name, "key": run.system.key, "description": run.system.description},
         "verdict": verdict_record(verdict),
-        "weights": {name: value for name, value in evidence.diagnostics.items() if name != "coverage"},
+        "weights": {name: value for name, value in evidence.diagnostics.items() if name not in ("coverage", "temperatures")},
         "coverage": evidence.diagnostics.get("coverage"),
+        "temperatures": results.temperatures,
         "torsions": {"names": evidence.torsions.names, "notes": evidence.torsions.notes},
         "delta_f": _delta_f(findings, labels, verdict.checks),
         "passages": {name: findings.passages.get(labels[name]) for name in ("reference", "all_md")}

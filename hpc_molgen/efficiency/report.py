@@ -12,7 +12,7 @@ import numpy as np
 
 from hpc_molgen import __version__
 from hpc_molgen.analysis import kinetics
-from hpc_molgen.efficiency import coverage_report, document, economics, figures, series_report
+from hpc_molgen.efficiency import coverage_report, document, economics, figures, series_report, temperature_report
 from hpc_molgen.efficiency.baseline import measure_speeds
 from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.document import Results, Section
@@ -93,6 +93,7 @@ def _conclude(run: Run, evidence: Evidence, findings: Findings) -> Results:
         contests=contests,
         verdict=decide(cv, checks, held_out, raw, corrected, contests),
         dt_ps=kinetics.frame_interval_ps(evidence.reference_time_ps, _units(evidence)),
+        temperatures=temperature_report.collect(run, evidence.torsions, evidence.diagnostics),
     )
 
 

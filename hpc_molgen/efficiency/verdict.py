@@ -90,8 +90,11 @@ def gate(
     if annealed is not None:
         parts = int(annealed["independent_parts"])
         text = f"samples were moved by {annealed['kind']} in {parts} independent parts"
-        few = f", fewer than {MIN_PARTS}: their spread says little about the error"
-        checks.append(Check("annealed samples", parts >= MIN_PARTS, text if parts >= MIN_PARTS else text + few))
+        text += "" if parts >= MIN_PARTS else f", fewer than {MIN_PARTS}: their spread says little about the error"
+        failures = annealed.get("failures", [])
+        if failures:
+            text += f"; {len(failures)} other islands did not come to the Boltzmann distribution ({failures[0]})"
+        checks.append(Check("annealed samples", parts >= MIN_PARTS and not failures, text))
     if weighted and (annealed is None or k_hat is not None):  # equal weights have no tail
         known = k_hat is not None and np.isfinite(k_hat)
         good = k_hat is not None and k_hat <= K_HAT_LIMIT

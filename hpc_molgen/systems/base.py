@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,10 @@ class MolecularSystem:
         atoms = " ".join(f"{atom.residue.name}{atom.residue.index}:{atom.name}" for atom in self.topology.atoms)
         text = f"{parameters}\n{atoms}\n{self.temperature_kelvin!r}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def at(self, kelvin: float) -> MolecularSystem:
+        """Return the same molecule at another temperature."""
+        return replace(self, temperature_kelvin=float(kelvin))
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)

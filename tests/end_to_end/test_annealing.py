@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from hpc_molgen import datasets
-from hpc_molgen.annealing import move_island, plan_islands
+from hpc_molgen.annealing import join_islands, move_island, plan_islands
 from hpc_molgen.config import load_config
 from hpc_molgen.correction import chunk_energies, plan_chunks
 from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.efficiency.verdict import gate
 from hpc_molgen.ensemble import read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.montecarlo.densities import BoltzmannDensity
@@ -83,6 +84,23 @@ def test_a_poor_flow_is_annealed(command: CommandLine, referred: Path, tmp_path:
     assert about["n_energies"] > 800 * about["levels"] * 3 and about["ancestors"] > 50
     check_against_md(run)
     check_that_a_finished_island_is_read(run)
+    check_that_a_bad_island_is_a_record(run)
+
+
+def check_that_a_bad_island_is_a_record(run: Run) -> None:
+    """One whose samples have no finite energy is left out and told; where all are such, that is an error."""
+    islands = plan_islands(run, [chunk_energies(chunk) for chunk in plan_chunks(run)])[:2]
+    islands[0] = replace(islands[0], positions_nm=np.zeros_like(islands[0].positions_nm))
+    moved = [move_island(island) for island in islands]
+    ensemble, about = join_islands(run, islands, moved)
+    assert about["islands"] == 1 and len(ensemble) == len(moved[1].positions_nm) and len(about["failures"]) == 1
+    assert "finite energy" in about["failures"][0] and ensemble.parent.min() >= islands[1].start
+    (check,) = (check for check in gate("phi", True, 0.1, 99, None, None, [], about) if check.name == "annealed samples")
+    assert not check.passed and "1 other islands" in check.detail
+    with pytest.raises(InputError, match="none of the 1 islands"):
+        join_islands(run, islands[:1], moved[:1])
+    for island in islands:
+        island.path.unlink()
 
 
 def check_that_a_finished_island_is_read(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,14 +12,19 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from scipy.integrate import simpson
 
-from hpc_molgen import datasets
+from hpc_molgen import coverage, datasets, temperatures
+from hpc_molgen.config import load_config
 from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.efficiency import temperature_report
 from hpc_molgen.efficiency.costs import collect_costs, teacher_cost
+from hpc_molgen.efficiency.evidence import choose_torsions
 from hpc_molgen.efficiency.suites.runs import run_bill
 from hpc_molgen.ensemble import read_ensemble
+from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import load_representation
-from hpc_molgen.reweighting import importance_log_weights
+from hpc_molgen.reweighting import importance_log_weights, normalised_weights
 from hpc_molgen.run import Run
 from hpc_molgen.surrogates.base import load_surrogate
 from tests.conftest import CommandLine
@@ -134,3 +140,70 @@ def test_a_teacher_without_weights_is_refused(command: CommandLine, run: Run, tm
     given = (part for key, value in settings.items() for part in ("--set", f"{key}={value}"))
     ended = command("run", "alanine-dipeptide", "--out", str(tmp_path / "run"), "--to", "train", *given)
     assert ended.returncode == 2 and "refine.teacher: its samples come without ln q" in ended.stderr
+
+
+def weighted_mean(values: np.ndarray, log_weight: np.ndarray) -> tuple[float, float]:
+    """Self-normalised mean of independent samples, with its standard error by the delta method."""
+    weights = normalised_weights(log_weight)
+    seen = weights > 0
+    mean = float(np.sum(weights[seen] * values[seen]))
+    return mean, float(np.sqrt(np.sum((weights[seen] * (values[seen] - mean)) ** 2)))
+
+
+def test_other_temperatures(command: CommandLine, run: Run, tmp_path: Path) -> None:
+    """A flow's own samples at 330 and 360 K agree with those of 300 K weighed to 330 K, and their ln Z with their energies."""
+    shutil.copytree(run.directory, tmp_path / "run")
+    asked = {"sample.temperatures_kelvin": "[330, 360]", "sample.n_samples": 8000, "sample.shard_size": 4000}
+    warm = execute(command, tmp_path / "run", SETTINGS | asked, "correct")
+    assert warm.is_done("train") and warm.details("train") == run.details("train")  # nothing is trained again
+    system, there = warm.system, warm.system.at(330)
+    assert there.key != system.key and system.at(system.temperature_kelvin).key == system.key
+    drawn = read_ensemble(warm.path("correct", "weighted-330K.h5"), there)
+    chosen = np.arange(0, 8000, 200)
+    energies = Engine(there, "Reference").reduced_energy(drawn.positions_nm[chosen])
+    calm = energies < 1e3
+    assert calm.sum() > 20
+    np.testing.assert_allclose(drawn.reduced_energy[chosen][calm], energies[calm], atol=2e-3)
+    log_q = coverage.log_density_of(warm, drawn.positions_nm[chosen], float(np.log(330 / 300)))
+    np.testing.assert_allclose(drawn.log_density[chosen][calm], log_q[calm], atol=2e-2)
+
+    (task, _) = temperatures.plan(warm)
+    weighed = dataclasses.replace(task, drawn=False, proposals=warm.path("sample", "proposals.h5"), weighted=tmp_path / "as.h5")
+    temperatures.weigh(weighed)
+    both = [drawn, read_ensemble(tmp_path / "as.h5", there)]
+    means = [weighted_mean(one.reduced_energy, one.log_weight) for one in both]
+    assert abs(means[0][0] - means[1][0]) < 4 * np.hypot(means[0][1], means[1][1])
+
+    rows = json.loads(warm.path("correct", "diagnostics.json").read_text())["temperatures"]
+    assert [row["kelvin"] for row in rows] == [330, 360] and all(row["drawn"] and row["ess_fraction"] > 0.1 for row in rows)
+    for row in rows:
+        (value, error), (by_bar, bar_error) = row["log_z_difference"], row["log_z_bar"]
+        assert 0 < error < 0.2 and abs(value - by_bar) < 4 * np.hypot(error, bar_error)
+    # d ln Z / d beta = -<U>, by Simpson's rule for three values that are nearly in line
+    base = read_ensemble(warm.path("correct", "weighted.h5"), system)
+    hot = read_ensemble(warm.path("correct", "weighted-360K.h5"), system.at(360))
+    beta = 1 / np.array([300.0, 330.0, 360.0])
+    found = [weighted_mean(one.reduced_energy / b, one.log_weight) for one, b in zip((base, drawn, hot), beta, strict=True)]
+    slopes, errors = np.array(found).T
+    weights = simpson(np.eye(3), x=beta[::-1])[::-1]
+    expected, spread = float(np.sum(weights * slopes)), float(np.sqrt(np.sum((weights * errors) ** 2)))
+    value, error = rows[1]["log_z_difference"]
+    assert abs(value - expected) < 4 * np.hypot(error, spread)
+
+    torsions = choose_torsions(system, "phi")
+    collected = temperature_report.collect(warm, torsions, {"temperatures": rows})
+    shown = temperature_report.table(collected, "phi", 0.7)
+    assert [row[0] for row in shown.rows] == ["330", "360"] and all(3 < row["delta_f"].value < 4.5 for row in collected)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["sample.temperatures_kelvin=[300]"], "must be positive, all different"),
+        (["sample.temperatures_kelvin=[350, 350]"], "must be positive, all different"),
+        (["sample.temperatures_kelvin=[350]", "correct.weights=false"], "needs correct.weights"),
+    ],
+)
+def test_temperatures_that_make_no_sense(assignments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config("alanine-dipeptide", assignments)
