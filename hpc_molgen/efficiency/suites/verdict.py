@@ -76,7 +76,7 @@ class Settings:
 
 SIZES = {
     "laptop": Settings(
-        md_cpu_s={"openmm": 20.0, "md-2fs": 50.0, "md-4fs": 50.0, "tempering": 100.0, "bias": 70.0},
+        md_cpu_s={"openmm": 20.0, "md-2fs": 30.0, "md-4fs": 50.0, "tempering": 100.0, "bias": 70.0},
         md=MdSettings(),
         truth=TruthSettings(),
         surrogate=SurrogateSettings("alanine-dipeptide"),

@@ -31,7 +31,7 @@ class TruthSettings:
     n_ladders: int = 32
     n_temperatures: int = 3
     hottest_kelvin: float = 420.0
-    ns_per_ladder: float = 4.0
+    ns_per_ladder: float = 2.5
     timestep_fs: float = 1.0
 
 
