@@ -126,7 +126,8 @@ def judge(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the figures of each of several runs of one molecule, which are independent of each other.
 
     The total variation of the raw samples from the Boltzmann distribution is taken against their own weighted selves, whose
-    noise is the same, and against the weighted samples of the other runs, whose noise is another (and told).
+    noise is the same, and against the weighted samples of the other runs, whose noise is another (and told). That of the
+    corrected samples is what they differ by from those of the other runs, less what these contribute as independent samples.
     """
     rows, histograms = [], []
     for run in runs:
@@ -144,6 +145,8 @@ def judge(runs: Sequence[Run]) -> list[dict[str, Any]]:
             row["raw_variation_from_others"] = total_variation(raw, pool)
             row["variation_from_others"] = total_variation(own, pool)
             row["expected_noise"] = expected_variation(pool, row["ess"], n_others)
+            own_share = n_others / (row["ess"] + n_others)  # of the variance of the difference
+            row["corrected_variation"] = row["variation_from_others"] * float(np.sqrt(own_share))
     return rows
 
 

@@ -19,7 +19,7 @@ NOTES = [
     "tempering with a bias on phi, or for the first molecule the suite `tempering`.",
     "Total variation of (phi, psi) on 60 x 60 bins. 'Raw samples': the flow's own histogram against that of the same samples "
     "weighted, which is the Boltzmann distribution's; against the weighted samples of the other seeds sampling noise is added, "
-    "whose size is in the last column: what corrected samples differ by if all is right.",
+    "as much as corrected samples are expected to differ by if all is right. Last column: without the noise of those others.",
     "Weighted samples per CPU second: sampling, ln q and energies, on one core. CPU seconds hold reference MD (held-out half "
     "included), training, rounds, samples, energies and the comparison with MD. Energies: of scores, trials, rounds and the "
     "samples drawn at the end.",
@@ -68,13 +68,14 @@ def _targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         ("dF(phi > 0) from that of MD / kT", "<= 0.1",
          lambda row: None if row["free_energy_kt"] is None else abs(row["free_energy_kt"] - truth)),
         ("total variation of (phi, psi), raw samples", "<= 0.012", lambda row: row["raw_variation"]),
+        ("total variation of (phi, psi), corrected samples", "<= 0.012", lambda row: row.get("corrected_variation")),
         ("weighted samples per CPU second (half of what two cores have to make)", ">= 10000",
          lambda row: row["samples_per_cpu_s"]),
     ]  # fmt: skip
     if molecule["holds_records"]:
         figures += [
             ("the published record: clipped ESS / %", f">= {RECORD_CLIPPED}", lambda row: 100 * row["ess_clipped_fraction"]),
-            ("the published record: total variation", f"<= {RECORD_VARIATION}", lambda row: row["raw_variation"]),
+            ("the published record: total variation, raw samples", f"<= {RECORD_VARIATION}", lambda row: row["raw_variation"]),
         ]
     found = [(name, limit, _worst(rows, value, limit.split()[0])) for name, limit, value in figures]
     return [target(f"{molecule['name']}: {name}", limit, worst, worst) for name, limit, worst in found]
@@ -92,7 +93,8 @@ def _tables(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
     maps = [
         [row["seed"], *(_small(row.get(key)) for key in
-                        ("raw_variation", "raw_variation_from_others", "variation_from_others", "expected_noise"))]
+                        ("raw_variation", "raw_variation_from_others", "variation_from_others", "expected_noise",
+                         "corrected_variation"))]
         for row in rows
     ]  # fmt: skip
     costs = [
@@ -112,8 +114,8 @@ def _tables(result: dict[str, Any]) -> list[dict[str, Any]]:
         },
         {
             "caption": f"{name}: total variation of (phi, psi)",
-            "columns": ["seed", "raw samples, own weights", "raw samples, other seeds", "corrected samples, other seeds",
-                        "expected of corrected ones"],
+            "columns": ["seed", "raw from own weighted ones", "raw from other seeds", "corrected from other seeds",
+                        "expected, if all is right", "corrected from the Boltzmann distribution"],
             "rows": maps,
         },
         {
