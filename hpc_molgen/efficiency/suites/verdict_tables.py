@@ -247,7 +247,7 @@ NOTES = [
     "truth's own interval is added when judging.",
     "A surrogate pays for reference data, held-out data, training, and every start of a process of its stages; after that each "
     "sample costs its share of sampling, ln q and energies. Variants with one seed share their reference data (paid by each), "
-    "so their errors are not independent. A pupil pays for its teacher's training too. A checkpoint is a prefix of the samples.",
+    "so their errors are not independent. A pupil pays for its teacher's training. A checkpoint is a prefix of the samples.",
     "The lengths and rates of training were chosen on other seeds. What that search has cost is in no method's time, though "
     "metrics.md would count it: about 180 CPU s for the brief flow, not known for the others.",
     "The curve's model is h = A / sqrt(t - F) with fixed costs F; the CPU seconds per effective sample are "
