@@ -95,6 +95,8 @@ def collect_costs(run: Run) -> CostBook:
     farm = float(_details(run, "farm").get("cpu_s", 0.0))
     # training does its work in the stage's own process: import of torch included
     work = {"reference": float(walker_cpu.sum()), "sample": sampling, "correct": energies + checks, "farm": farm}
+    work["sample"] += float(_details(run, "sample").get("other_temperatures_cpu_s", 0.0))
+    work["correct"] += sum(float(row["cpu_s"]) for row in _details(run, "correct").get("temperatures", []))
     stages = tuple(_stage_cost(run, stage, work.get(stage)) for stage in STAGES if stage != "report")
     by_name = {cost.stage: cost for cost in stages}
     walker_ns = np.array([walker["ns"] for walker in walkers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,19 @@ def test_what_the_configuration_refuses_is_left_out_and_named(
     keys = [plan.key for plan in plans]
     assert "to-come" not in keys and {"diffusion-ode", "flow", "bias", "published-ddpm"} <= set(keys)
     assert any("a sampler to come" in sentence for sentence in skipped)
+
+
+def test_a_pupil_depends_on_its_teacher_and_not_on_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, molecule = SIZES["laptop"].surrogate, SIZES["laptop"].system
+    (tmp_path / "teacher").mkdir()
+    resolved = verdict_surrogates.resolve("flow-taught", settings, molecule, 7, tmp_path / "teacher")
+    assert resolved.refine.start == "teacher" and resolved.refine.teacher == str(tmp_path / "teacher") and resolved.seed == 7
+    before = verdict_surrogates.identity("flow-taught", settings, molecule, 7)
+    assert before["refine"]["teacher"] == verdict_surrogates.identity("diffusion-ode", settings, molecule, 7)
+    other = dataclasses.replace(verdict_surrogates.SURROGATES["diffusion-ode"], assignments=("train.n_steps=17",))
+    monkeypatch.setitem(verdict_surrogates.SURROGATES, "diffusion-ode", other)
+    assert verdict_surrogates.identity("flow-taught", settings, molecule, 7) != before
+    assert verdict_surrogates.identity("flow", settings, molecule, 7)["refine"]["teacher"] is None
 
 
 def weighted_samples(generator: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

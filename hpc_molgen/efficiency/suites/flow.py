@@ -72,7 +72,7 @@ class Settings:
     preset: str
     molecules: tuple[tuple[Molecule, int], ...]
     assignments: tuple[str, ...] = ("correct.n_structures=10",)
-    truth: TruthSettings = field(default_factory=lambda: TruthSettings(ns_per_ladder=2.0))
+    truth: TruthSettings = field(default_factory=lambda: TruthSettings(ns_per_ladder=1.25))
 
 
 SIZES = {

@@ -249,7 +249,7 @@ NOTES = [
     "sample costs its share of sampling, ln q and energies. Variants with one seed share their reference data (paid by each), "
     "so their errors are not independent. A pupil pays for its teacher's training. A checkpoint is a prefix of the samples.",
     "The lengths and rates of training were chosen on other seeds. What that search has cost is in no method's time, though "
-    "metrics.md would count it: about 180 CPU s for the brief flow, not known for the others.",
+    "metrics.md would count it: about 180 CPU s for the brief flow, 130 for that of hot data, not known for the others.",
     "The curve's model is h = A / sqrt(t - F) with fixed costs F; the CPU seconds per effective sample are "
     "A^2 p (1 - p) / 1.96^2.",
     "The published DDPM has torsions from its network, a rigid geometry, and weights exp(-u) by this force field (there: "
