@@ -41,7 +41,7 @@ class SurrogateMethod:
 
 WEIGHTS = "correct.method=weights"  # moving many poor samples to the Boltzmann distribution would cost more than the suite has
 FLOW = ("surrogate={name: flow}", "train.n_steps=400", "train.learning_rate=3e-3", "sample.n_samples=100000", WEIGHTS)
-# found by trying on another seed (four of the first, some 180 CPU s, and two of the second, some 130): as short trainings as pay
+# found by trying on another seed (four of the first, 180 CPU s, and two of the second, 130): trainings as short as pay
 # for an error of 0.1 kT
 QUICK = (
     "surrogate={name: flow}", "reference.equilibration_ps=20", "reference.production_ps=80", "train.n_steps=80",
