@@ -85,7 +85,7 @@ def _one_batch(
         with costs.stage(f"GPU: {workload.words}, batch {batch_size}: rounds"):
             results = interleaved(methods, settings.n_rounds, settings.measure_s)
         peaks = {precision: matmul_flops_per_s(device, dtype) for precision, dtype in DTYPES.items()}
-        peaks["bf16"] = max(peaks.values())  # mixed precision multiplies in both; processors without bf16 units emulate it slowly
+        peaks["bf16"] = max(peaks.values())  # mixed precision has both kinds; processors without bf16 units emulate it
         for label, row in results.items():
             trainer, speeds = trainers[label], row["per_wall_s"]["values"]
             row["words"], row["device_name"] = workload.words, device_name(device)
