@@ -154,13 +154,7 @@ def move_island(island: Island) -> Moved:
     One that a killed run has finished is read from its file.
     """
     if not island.path.exists():
-        try:
-            moved = _move(island)
-        except InputError as problem:  # one bad island is a record
-            none = np.empty(0)
-            index = np.empty(0, dtype=int)
-            moved = Moved(np.empty((0, island.system.n_atoms, 3)), none, none, index, index, {"failed": str(problem)})
-        moved.write(island.path, island.system.key)
+        _move(island).write(island.path, island.system.key)
     return Moved.read(island.path, island.system.key)
 
 
@@ -182,9 +176,12 @@ def _move(island: Island) -> Moved:
     about: dict[str, Any]
     if surrogate.one_pass:
         start = surrogate.log_density_and_gradient
-        particles = anneal(
-            start, target, features, n_torus, island.seed, n_moves=config.moves, conditional_ess=config.conditional_ess
-        )
+        try:
+            particles = anneal(
+                start, target, features, n_torus, island.seed, n_moves=config.moves, conditional_ess=config.conditional_ess
+            )
+        except InputError as problem:
+            return _failed(island, problem)
         moved, log_target, log_weight = particles.features, particles.log_target, particles.log_weight
         unit, parent = np.zeros(len(moved), dtype=int), particles.ancestor
         about = {"levels": len(particles.levels), "acceptance": float(np.mean(particles.acceptance))}
@@ -194,7 +191,10 @@ def _move(island: Island) -> Moved:
         log_q = torch.as_tensor(island.log_density) + log_abs_det
         n_chains = max(1, len(features) // SWEEPS)
         log_start, seed = _density_of(surrogate, island.sample), island.seed
-        chains = run_chains(log_start, target, features, log_q, n_torus, n_chains, seed, n_moves=config.moves)
+        try:
+            chains = run_chains(log_start, target, features, log_q, n_torus, n_chains, seed, n_moves=config.moves)
+        except InputError as problem:
+            return _failed(island, problem)
         moved = chains.features.transpose(0, 1).reshape(-1, features.shape[1])
         log_target = chains.log_target.T.reshape(-1)
         log_weight, parent = np.zeros(len(moved)), np.full(len(moved), -1)
@@ -204,6 +204,12 @@ def _move(island: Island) -> Moved:
     energy = log_abs_det.numpy() - log_target
     about |= {"n_energies": target.n_evaluations, "cpu_s": watch.cpu_s}
     return Moved(positions.numpy(), energy, log_weight, unit, parent, about)
+
+
+def _failed(island: Island, problem: InputError) -> Moved:
+    """One bad island is a record; a file that cannot be read is none, and is not kept as one."""
+    none, index = np.empty(0), np.empty(0, dtype=int)
+    return Moved(np.empty((0, island.system.n_atoms, 3)), none, none, index, index, {"failed": str(problem)})
 
 
 def _density_of(surrogate: Any, config: SampleConfig) -> Callable[[torch.Tensor], torch.Tensor]:
