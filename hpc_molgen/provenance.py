@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_molgen import __version__
+from hpc_molgen.containers import own_container
 from hpc_molgen.workers import available_cores
 
 
@@ -29,9 +30,10 @@ def provenance() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    container = own_container()
     return {
         "hpc_molgen": __version__,
-        "git_commit": _git_commit(),
+        "git_commit": container.get("commit") or _git_commit(),
         "python": platform.python_version(),
         "packages": versions,
         "cpu": model,
@@ -39,7 +41,7 @@ def provenance() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": _gpus(),
         "load_average": list(os.getloadavg()),
-        "container": os.environ.get("APPTAINER_CONTAINER", ""),
+        "container": container,
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
     }
 

@@ -22,7 +22,10 @@ from hpc_molgen.torch_ranks import TorchComm
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MPI_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+# the last one is what launch/job.sh hands to a container whose options keep the others out
+_MPI_SIZE_VARIABLES = (
+    "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS", "HPC_MOLGEN_RANKS"
+)  # fmt: skip
 
 
 def launched_size() -> int:
@@ -80,6 +83,8 @@ class Workers:
             return cls(TorchComm(), share=share)
         size = launched_size()
         if size == 1:
+            if not any(name in os.environ for name in _MPI_SIZE_VARIABLES):
+                mpi_ranks.refuse_to_be_alone()
             return cls(n_processes=available_cores(), share=share)
         return cls(mpi_ranks.world(size), share=share)
 

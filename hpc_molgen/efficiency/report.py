@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_molgen import __version__
+from hpc_molgen import __version__, containers
 from hpc_molgen.analysis import kinetics
 from hpc_molgen.efficiency import coverage_report, document, economics, figures, series_report, temperature_report
 from hpc_molgen.efficiency.baseline import measure_speeds
@@ -168,6 +168,7 @@ def _render(
         "images": images,
         "machines": _machines(run),
         "software": provenance(),
+        "containers": _containers(run),
         "config": _config_text(run),
     }
     for name in ("report.html", "report.md"):
@@ -177,6 +178,15 @@ def _render(
         )  # fmt: skip
         text = environment.get_template(f"{name}.j2").render(values)
         write_atomically(run.path("report", name), text.encode())
+
+
+def _containers(run: Run) -> list[str]:
+    """Return the images that the stages ran in, this report with them, in words."""
+    stages: dict[str, list[str]] = {}
+    for stage, found in {**stage_provenance(run), "report": provenance()}.items():
+        text = containers.in_words(found["container"])
+        stages.setdefault(text, []).append(stage)
+    return [f"{', '.join(names)} {text}" for text, names in stages.items() if text]
 
 
 def _machines(run: Run) -> list[list[str]]:

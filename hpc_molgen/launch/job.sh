@@ -60,25 +60,32 @@ molgen_meet() {
   export MASTER_ADDR MASTER_PORT
 }
 
-# the words before a command that run it in the image HPC_MOLGEN_CONTAINER, if one is set
+# The words before a command that run it in the image HPC_MOLGEN_CONTAINER, if one is set. It sees the run's folders and
+# HPC_MOLGEN_CONTAINER_BINDS (FROM or FROM:TO, commas between), and is told its SHA-256.
 molgen_contain() {
   molgen_prefix=()
   if [ -z "${HPC_MOLGEN_CONTAINER:-}" ]; then return; fi
-  local dir options
+  local options sum binds=${HPC_MOLGEN_CONTAINER_BINDS:-} image=$HPC_MOLGEN_CONTAINER
   if ! molgen_prefix[0]=$(command -v apptainer || command -v singularity); then
-    echo "hpc-molgen: neither apptainer nor singularity is on PATH for $HPC_MOLGEN_CONTAINER: load its module"
-    return 2
+    echo "hpc-molgen: neither apptainer nor singularity is on PATH for $image: load its module" && return 2
+  elif [[ $image != *://* ]] && ! image=$(realpath -e "$image" 2>/dev/null); then
+    echo "hpc-molgen: there is no image $HPC_MOLGEN_CONTAINER on ${SLURMD_NODENAME:-$HOSTNAME}: build it (containers/)" && return 2
+  elif [ -f "$image" ]; then # it cannot be seen from inside; containers/build.sh leaves its sum beside it
+    if [ -f "$image.sha256" ] && ! [ "$image.sha256" -ot "$image" ]; then sum=$(<"$image.sha256"); else sum=$(sha256sum "$image"); fi
+    export HPC_MOLGEN_IMAGE_SHA256="${sum%% *}  $image"
   fi
-  molgen_prefix+=(exec)
+  molgen_prefix+=(exec "${@/#/--bind=}" ${binds:+"--bind=$binds"})
   if [ -n "${SLURM_GPUS_ON_NODE:-}${SLURM_JOB_GPUS:-}" ]; then molgen_prefix+=(--nv); fi
-  for dir; do molgen_prefix+=(--bind "$dir"); done
   read -ra options <<<"${HPC_MOLGEN_CONTAINER_OPTIONS:-}"
-  molgen_prefix+=("${options[@]}" "$HPC_MOLGEN_CONTAINER")
-  export MPIR_CVAR_CH4_CMA_ENABLE=0 # between user namespaces MPICH would hang: process_vm_readv is refused there
+  molgen_prefix+=("${options[@]}" "$image")
+  export MPIR_CVAR_CH4_CMA_ENABLE=0 UCX_POSIX_USE_PROC_LINK=n # MPICH would hang: user namespaces refuse process_vm_readv
 }
 
+# An image sees its node's scratch and, past all its options, the number of ranks: none is alone in its world without noticing.
 # shellcheck disable=SC2016 # a rank ignores the warning until Python handles it; as "torch" it gets torchrun's variables
 molgen_rank='trap "" USR2
+  export APPTAINERENV_HPC_MOLGEN_RANKS=$SLURM_NTASKS
+  if [ -d "${TMPDIR:-}" ]; then export APPTAINER_BINDPATH=$TMPDIR${APPTAINER_BINDPATH:+,$APPTAINER_BINDPATH}; fi
   if [ "$0" = torch ]; then export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; fi
   exec "$@"'
 

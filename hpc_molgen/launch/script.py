@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.launch.plan import Job
 from hpc_molgen.launch.site import JobConfig, SiteConfig
+from hpc_molgen.run import Run
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 _FUNCTIONS = Path(__file__).with_name("job.sh")
 
 
-def slurm_executor(site: SiteConfig, job: Job, run: Path, folder: Path, name: str, after: str) -> SlurmExecutor:
+def slurm_executor(site: SiteConfig, job: Job, run: Run, folder: Path, name: str, after: str) -> SlurmExecutor:
     """Return submitit's executor for one job, which starts when the job `after` has ended well."""
     try:
         from submitit import SlurmExecutor
@@ -79,18 +81,23 @@ def _options(site: SiteConfig, asks: JobConfig, after: str) -> dict[str, object]
     return options
 
 
-def _setup(asks: JobConfig, run: Path, folder: Path) -> list[str]:
+def _setup(asks: JobConfig, run: Run, folder: Path) -> list[str]:
     """Shell lines before the ranks start: the site's, then our own, so that the script needs no other file."""
     lines = []
     for module in asks.modules:
         name = shlex.quote(module)
         lines.append(f"module load {name} || {{ echo hpc-molgen: module load {name} failed: modules of the site; exit 2; }}")
     lines += asks.setup
-    lines.append("unset HPC_MOLGEN_CONTAINER HPC_MOLGEN_CONTAINER_OPTIONS")  # the submitting shell's are not this site's
+    lines.append("unset ${!HPC_MOLGEN_CONTAINER*}")  # the submitting shell's are not this site's
     if asks.container:
-        lines.append(f"HPC_MOLGEN_CONTAINER={shlex.quote(asks.container)}")
-        lines.append(f"HPC_MOLGEN_CONTAINER_OPTIONS={shlex.quote(' '.join(asks.container_options))}")
-    folders = dict.fromkeys([run, run if folder.is_relative_to(run) else folder])
+        read = _folders_read(run)
+        for path in (*read, str(run.directory), str(folder)):
+            if set(path) & {",", ":"}:
+                raise InputError(f"{path}: with a comma or a colon in its name an image cannot be given it; rename it")
+        binds = [*asks.container_binds, *read]
+        values = {"": asks.container, "_BINDS": ",".join(binds), "_OPTIONS": " ".join(asks.container_options)}
+        lines += [f"HPC_MOLGEN_CONTAINER{name}={shlex.quote(value)}" for name, value in values.items()]
+    folders = dict.fromkeys([run.directory, run.directory if folder.is_relative_to(run.directory) else folder])
     # submitit's own answer to a signal would end a long job; the ranks' answer is that of `interrupts`
     return [
         *lines,
@@ -98,3 +105,22 @@ def _setup(asks: JobConfig, run: Path, folder: Path) -> list[str]:
         "export SUBMITIT_PREEMPT_SIGNAL=URG",
         f"molgen_begin {shlex.join(map(str, folders))}",
     ]
+
+
+def _folders_read(run: Run) -> list[str]:
+    """Folders of the files that the configuration names (structures, trajectories, other runs): an image must see them."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            for inner in value.values():
+                yield from texts(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                yield from texts(inner)
+
+    named = [Path(text) for text in texts(run.config.model_dump()) if text.startswith("/")]
+    # a file's folder, for a thousand trajectories are one bind; not one that would hide a folder of the image itself
+    seen = {path if path.is_dir() or len(path.parts) < 4 else path.parent for path in named if path.exists()}
+    return sorted(str(path) for path in seen if not path.is_relative_to(run.directory))

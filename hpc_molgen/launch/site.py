@@ -39,7 +39,8 @@ class JobConfig(Model):
     setup: tuple[str, ...] = Field((), description="shell lines before the stage")
     mpi: str = Field("pmi2", description="type for srun --mpi: pmi2 for MPICH, pmix for Open MPI")
     container: str | None = Field(None, description="image that the stages run in, with apptainer or singularity")
-    container_options: tuple[str, ...] = Field((), description="more of its options, for example --bind=/scratch")
+    container_binds: tuple[str, ...] = Field((), description="folders it sees besides, as FROM or FROM:TO: scratch, libraries")
+    container_options: tuple[str, ...] = Field((), description="more of its options, for example --sharens")
     python: str | None = Field(None, description="Python on the nodes; by default this one, or python3 of the container")
 
     @property
@@ -64,6 +65,13 @@ class JobConfig(Model):
     def _single_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(option.split()) != 1 for option in value):
             raise ValueError("each option is one word without spaces: --bind=/scratch")
+        return value
+
+    @field_validator("container_binds")
+    @classmethod
+    def _absolute(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not part.startswith("/") or "," in part for bind in value for part in bind.split(":")[:2]):
+            raise ValueError("each is FROM or FROM:TO, absolute paths without commas: /scratch, or /opt/site/lib:/opt/lib")
         return value
 
     @field_validator("container")

@@ -106,7 +106,7 @@ def _scripts(run: Run, site: SiteConfig, folder: Path, jobs: list[Job]) -> Itera
     """Yield the text of each job's script."""
     after = ""
     for job in jobs:
-        executor = slurm_executor(site, job, run.directory, folder, _name(run, job), after)
+        executor = slurm_executor(site, job, run, folder, _name(run, job), after)
         yield f"# ---- {', '.join(job.stages)}\n{script_text(executor, job)}"
         after = f"JOB_ID_OF_{job.name.upper()}"
 
@@ -121,7 +121,7 @@ def _submit_chain(run: Run, site: SiteConfig, source: str, folder: Path, jobs: l
     submitted: list[SubmittedJob] = record["jobs"]
     for job in jobs:
         name = _name(run, job)
-        executor = slurm_executor(site, job, run.directory, folder, name, submitted[-1].job if submitted else "")
+        executor = slurm_executor(site, job, run, folder, name, submitted[-1].job if submitted else "")
         number = _submit(executor, job, run.directory, submitted)
         submitted.append(SubmittedJob(name, number, job.stages, job.array, str(folder)))
         submissions.write(run.directory, [*earlier, record])  # now: what is in the queue must be found whatever comes next

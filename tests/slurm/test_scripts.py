@@ -36,6 +36,7 @@ def container(tmp_path: Path) -> dict[str, str]:
     stand_in.parent.mkdir()
     stand_in.write_text(_APPTAINER.format(calls=tmp_path / "calls", image=tmp_path / "image.sif"))
     stand_in.chmod(0o755)
+    (tmp_path / "image.sif").touch()
     return {
         "HPC_MOLGEN_CONTAINER": str(tmp_path / "image.sif"),
         "HPC_MOLGEN_CONTAINER_OPTIONS": "--bind=/scratch --cleanenv=no",
@@ -67,7 +68,7 @@ def test_the_scripts_run_the_pipeline_as_dependent_jobs(
     run = Run.open(out)
     assert run.config.train.n_steps == 900 and run.details("train")["ranks"] == 2
     calls = (tmp_path / "calls").read_text()
-    prefix = f"exec --bind {out} --bind=/scratch --cleanenv=no {tmp_path}/image.sif hpc-molgen run {config} --out {out}"
+    prefix = f"exec --bind={out} --bind=/scratch --cleanenv=no {tmp_path}/image.sif hpc-molgen run {config} --out {out}"
     for options, ranks in (("--only reference --share 0/2", 1), ("--only reference --share 1/2", 1), ("--to train", 4)):
         assert calls.count(f"{prefix} {options} --set train.n_steps=900\n") == ranks, calls
     assert calls.count(f"{prefix} --only sample --share 1/2 ") == 1 and calls.count(f"{prefix} --from sample --to farm ") == 2

@@ -100,11 +100,21 @@ def test_arrays_are_merged_by_the_job_after_them(tmp_path: Path) -> None:
 def test_a_container_and_its_options_reach_the_script(tmp_path: Path) -> None:
     image = tmp_path / "an image.sif"
     image.touch()
-    script = dry_run(tmp_path, "farm", container=str(image), container_options=["--bind=/scratch", "--sharens"])["farm"]
-    assert f"HPC_MOLGEN_CONTAINER='{image}'\n" in script and "OPTIONS='--bind=/scratch --sharens'\n" in script
+    starts = tmp_path / "starts"
+    starts.mkdir()
+    options = {"container_options": ["--no-home", "--sharens"], "container_binds": ["/scratch", "/opt/site:/mnt"]}
+    site = write_site(tmp_path, container=str(image), **options)
+    config = load_config("tiny", [f"farm.starts={starts}"])
+    (script,) = submit_stages(config, site, tmp_path / "run", ("farm",), dry_run=True)
+    assert f"HPC_MOLGEN_CONTAINER='{image}'\n" in script and "OPTIONS='--no-home --sharens'\n" in script
+    assert f"_BINDS=/scratch,/opt/site:/mnt,{starts}\n" in script  # what the configuration names is seen too
     assert '"${molgen_prefix[@]}" python3 -u -m submitit' in script  # the Python of the image
     without = dry_run(tmp_path, "farm")["farm"]
-    assert "unset HPC_MOLGEN_CONTAINER" in without and f"{sys.executable} -u -m submitit" in without
+    assert (
+        "unset ${!HPC_MOLGEN_CONTAINER*}" in without
+        and "HPC_MOLGEN_CONTAINER=" not in without
+        and f"{sys.executable} -u -m submitit" in without
+    )
 
 
 def test_a_submission_from_inside_a_job_hands_nothing_of_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +139,7 @@ def test_a_submission_from_inside_a_job_hands_nothing_of_it_on(monkeypatch: pyte
         ({"minutes": 2, "warn_seconds": 120}, ["warn_seconds 120", "2 minute(s)"]),
         ({"container": "/absent.sif"}, ["there is no image /absent.sif"]),
         ({"container_options": ["--bind /a"]}, ["without spaces"]),
+        ({"container_binds": ["scratch"]}, ["absolute paths"]),
         ({"account": "FILL-IN"}, ["still to be filled in for your site: account"]),
     ],
 )

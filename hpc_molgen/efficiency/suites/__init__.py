@@ -20,6 +20,7 @@ SUITES = {
     "farm": "hpc_molgen.efficiency.suites.farm:farm",
     "farm-faults": "hpc_molgen.efficiency.suites.farm_faults:farm_faults",
     "scaling": "hpc_molgen.efficiency.suites.scaling:scaling",
+    "container": "hpc_molgen.efficiency.suites.container:container",
     "flow": "hpc_molgen.efficiency.suites.flow:flow",
     "verdict": "hpc_molgen.efficiency.suites.verdict:verdict",
 }

@@ -204,7 +204,11 @@ class _Torment:
             self.tally.problems.append(f"{self.mode}: a second starter was not refused: {second.stderr[-300:]}")
 
     def _env(self) -> dict[str, str]:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "SLURM_", "OMPI_"))}
+        plain = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PMI", "SLURM_", "OMPI_", "HPC_MOLGEN_RANKS"))
+        }
         poisoned = " ".join(map(str, self.poisoned))
         return plain | {"POISONED_SEEDS": poisoned, "OMP_NUM_THREADS": "1", _MARK: str(self.folder)}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc_molgen import containers
 from hpc_molgen.provenance import provenance
 from hpc_molgen.workers import Stopwatch
 
@@ -87,7 +88,9 @@ def render_markdown(record: dict[str, Any]) -> str:
     lines += _table("Costs", ["stage", "CPU s", "wall s", "load average (1 min)"], rows)
     lines += [f"- {note}" for note in record["notes"]]
     lines += ["", f"Repeat: `{record['command']}`", "", f"Hardware: {hardware}", ""]
-    lines += [f"Software: Python {origin['python']}, {packages}; commit {origin['git_commit'] or 'none'}", ""]
+    container = containers.in_words(origin["container"])
+    commit = f"commit {origin['git_commit'] or 'none'}{', ' if container else ''}{container}"
+    lines += [f"Software: Python {origin['python']}, {packages}; {commit}", ""]
     lines += [f"Seed {record['seed']}; {record['date_utc']} UTC", ""]
     return "\n".join(lines)
 
