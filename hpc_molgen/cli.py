@@ -206,7 +206,8 @@ def report(directory: Directory, show: Annotated[bool, typer.Option("--open", he
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="a suite's name; 'list' shows them")],
+    suite: Annotated[str, typer.Argument(help="a suite's name; 'list' shows them; 'compare' sets two records side by side")],
+    records: Annotated[list[Path] | None, typer.Argument(metavar="[BEFORE.json AFTER.json]", help="for compare")] = None,
     out: Annotated[Path, typer.Option(help="where results go")] = Path("benchmark-results"),
     size: Annotated[str, typer.Option(help="smoke (seconds) or laptop (minutes)")] = "laptop",
     seed: Annotated[int, typer.Option(help="base seed")] = 1,
@@ -215,7 +216,7 @@ def benchmark(
         list[str] | None, typer.Option("--set", metavar="key=value", help="scaling: one setting; repeatable")
     ] = None,
 ) -> None:
-    """Run a benchmark suite and write its record and its table. `scaling` measures as many ranks as it is started on."""
+    """Run a benchmark suite and write its record and its table, or compare two records."""
     from hpc_molgen.efficiency.suites import SUITES, run_suite
     from hpc_molgen.workers import Workers
 
@@ -223,6 +224,11 @@ def benchmark(
         for name in SUITES:
             typer.echo(name)
         return
+    if suite == "compare":
+        _compare(records or [])
+        return
+    if records:
+        raise InputError(f"'{suite}' takes no files; 'compare' does")
     workers = Workers.detect() if suite == "scaling" else Workers()
     _log_to_stderr(quiet=not workers.is_root)
     _guard_ranks(workers)
@@ -231,6 +237,18 @@ def benchmark(
         typer.echo(path.with_suffix(".md").read_text())
     if path is not None:
         typer.echo(str(path))
+
+
+def _compare(records: list[Path]) -> None:
+    """Print what two records differ in; end with the code of a quality gate where something got worse."""
+    from hpc_molgen.efficiency.suites.compare import compare_files
+
+    if len(records) != 2:
+        raise InputError("compare takes two records: hpc-molgen benchmark compare BEFORE.json AFTER.json")
+    text, passed = compare_files(*records)
+    typer.echo(text, nl=False)
+    if not passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 @app.command()
