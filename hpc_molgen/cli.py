@@ -206,7 +206,7 @@ def report(directory: Directory, show: Annotated[bool, typer.Option("--open", he
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="a suite's name; 'list' shows them; 'compare' sets two records side by side")],
+    suite: Annotated[str, typer.Argument(help="a suite; or list, compare (two records), schema (of records)")],
     records: Annotated[list[Path] | None, typer.Argument(metavar="[BEFORE.json AFTER.json]", help="for compare")] = None,
     out: Annotated[Path, typer.Option(help="where results go")] = Path("benchmark-results"),
     size: Annotated[str, typer.Option(help="smoke (seconds) or laptop (minutes)")] = "laptop",
@@ -226,6 +226,11 @@ def benchmark(
         return
     if suite == "compare":
         _compare(records or [])
+        return
+    if suite == "schema":
+        from hpc_molgen.efficiency.suites.schema import schema_text
+
+        typer.echo(schema_text(), nl=False)
         return
     if records:
         raise InputError(f"'{suite}' takes no files; 'compare' does")

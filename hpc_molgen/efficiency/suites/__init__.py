@@ -52,6 +52,7 @@ def run_suite(
     EnvironmentProblem
         When the folder or the files cannot be written.
     """
+    from hpc_molgen.efficiency.suites import schema
     from hpc_molgen.efficiency.suites.record import complete_record, render_markdown
 
     function = suite_function(name)
@@ -67,6 +68,7 @@ def run_suite(
             return None
         path = out_directory / f"{own.pop('file', f'{name}-{size}')}.json"
         record = complete_record(own, name, size, seed)
+        schema.check(record)
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         path.with_suffix(".md").write_text(render_markdown(record))
     except OSError as error:

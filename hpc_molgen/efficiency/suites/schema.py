@@ -1,0 +1,126 @@
+"""What a benchmark's record holds: checked before it is written, published as benchmarks/record.schema.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hpc_molgen.errors import HpcMolgenError
+
+
+class Part(BaseModel):
+    """What parts of a record share: a key that is not described is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Spread(Part):
+    """A measurement that was repeated."""
+
+    mean: float
+    sd: float = Field(ge=0, description="sample standard deviation; 0 where there is one value")
+    n: int = Field(ge=1)
+    values: list[float] = Field([], description="in tables they may be left out")
+
+
+Measured = Spread | list[Any] | float | str | None
+
+
+class Target(Part):
+    """A figure that was asked for."""
+
+    name: str
+    target: str = Field(description="what was asked: '<= 2', '>= 10 (on two cores)'")
+    measured: Measured
+    reached: bool
+
+
+class Table(Part):
+    """A table for people; numbers in it are in `results` too."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[Measured | bool]]
+
+
+class Cost(Part):
+    """What a stage of the benchmark took."""
+
+    stage: str
+    cpu_s: float = Field(ge=0, description="CPU seconds, all threads; the stage says whose where they are not of one process")
+    wall_s: float = Field(ge=0)
+    load_average_1min: float = Field(ge=0, description="of the machine at the stage's end")
+
+
+class Figure(Part):
+    """A picture beside the record."""
+
+    file: str
+    caption: str
+
+
+class Provenance(Part):
+    """Software, hardware and load."""
+
+    hpc_molgen: str
+    git_commit: str
+    python: str
+    packages: dict[str, str]
+    cpu: str
+    cores: int = Field(ge=1)
+    memory_gib: float
+    gpus: list[str]
+    load_average: list[float] = Field(min_length=3, max_length=3, description="at the end: 1, 5 and 15 minutes")
+    container: dict[str, str] | str = Field(
+        description="image, its sha256, kind, device, commit and build; empty outside of one"
+    )
+    slurm_job: str
+
+
+class BenchmarkRecord(BaseModel):
+    """One run of one suite. Suites may add keys of their own."""
+
+    model_config = ConfigDict(extra="allow", title="hpc_molgen benchmark record")
+
+    schema_version: int = Field(ge=1, le=1)
+    suite: str
+    size: str
+    seed: int
+    date_utc: str = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d$")
+    command: str = Field(description="what makes it again")
+    provenance: Provenance
+    question: str
+    answer: list[str] = Field(description="sentences")
+    targets: list[Target]
+    tables: list[Table]
+    costs: list[Cost]
+    notes: list[str]
+    figures: list[Figure] = []
+    results: Any = Field(None, description="every measurement by name; repeated ones as mean, sd, n, values")
+    config: dict[str, Any] | None = Field(None, description="all settings of the size")
+
+
+def check(record: dict[str, Any]) -> None:
+    """Refuse a record that is not what the schema promises.
+
+    Raises
+    ------
+    HpcMolgenError
+        With every place where it differs; the suite has a fault.
+    """
+    try:
+        BenchmarkRecord.model_validate(record)
+    except ValidationError as error:
+        places = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False, include_input=False)
+        ]
+        raise HpcMolgenError(
+            f"the record of '{record.get('suite')}' does not follow its schema:\n  " + "\n  ".join(places)
+        ) from error
+
+
+def schema_text() -> str:
+    """JSON Schema (draft 2020-12) of a record."""
+    return json.dumps(BenchmarkRecord.model_json_schema(), indent=1) + "\n"
