@@ -206,8 +206,11 @@ def report(directory: Directory, show: Annotated[bool, typer.Option("--open", he
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="a suite; or list, compare (two records), schema (of records)")],
-    records: Annotated[list[Path] | None, typer.Argument(metavar="[BEFORE.json AFTER.json]", help="for compare")] = None,
+    suite: Annotated[str, typer.Argument(help="a suite; or list, compare, guard, schema")],
+    records: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE ...]", help="compare: BEFORE.json AFTER.json; guard: FLOORS.yaml RECORD.json ..."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="where results go")] = Path("benchmark-results"),
     size: Annotated[str, typer.Option(help="smoke (seconds) or laptop (minutes)")] = "laptop",
     seed: Annotated[int, typer.Option(help="base seed")] = 1,
@@ -217,23 +220,19 @@ def benchmark(
     ] = None,
 ) -> None:
     """Run a benchmark suite and write its record and its table, or compare two records."""
-    from hpc_molgen.efficiency.suites import SUITES, run_suite
+    from hpc_molgen.efficiency.suites import SUITES, TOOLS, run_suite, use_records
     from hpc_molgen.workers import Workers
 
     if suite == "list":
         for name in SUITES:
             typer.echo(name)
         return
-    if suite == "compare":
-        _compare(records or [])
-        return
-    if suite == "schema":
-        from hpc_molgen.efficiency.suites.schema import schema_text
-
-        typer.echo(schema_text(), nl=False)
-        return
+    if suite in TOOLS:
+        text, passed = use_records(suite, records or [])
+        typer.echo(text, nl=False)
+        raise typer.Exit(0 if passed else EXIT_GATE_FAILED)
     if records:
-        raise InputError(f"'{suite}' takes no files; 'compare' does")
+        raise InputError(f"'{suite}' takes no files; {', '.join(TOOLS)} do")
     workers = Workers.detect() if suite == "scaling" else Workers()
     _log_to_stderr(quiet=not workers.is_root)
     _guard_ranks(workers)
@@ -242,18 +241,6 @@ def benchmark(
         typer.echo(path.with_suffix(".md").read_text())
     if path is not None:
         typer.echo(str(path))
-
-
-def _compare(records: list[Path]) -> None:
-    """Print what two records differ in; end with the code of a quality gate where something got worse."""
-    from hpc_molgen.efficiency.suites.compare import compare_files
-
-    if len(records) != 2:
-        raise InputError("compare takes two records: hpc-molgen benchmark compare BEFORE.json AFTER.json")
-    text, passed = compare_files(*records)
-    typer.echo(text, nl=False)
-    if not passed:
-        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The suites of the batched engine at their smallest size: complete records. Speeds are not judged here."""
+"""The suites of the batched engine at their smallest size: complete records. Of speeds, ratios alone are judged, by floors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from hpc_molgen.dynamics.kernel import built_variants
 from hpc_molgen.efficiency.suites.tempering import free_energy
@@ -17,6 +18,7 @@ from hpc_molgen.workers import available_cores
 from tests.conftest import CommandLine, needs_gromacs
 
 RATES = (("per_cpu_s", "ratio_cpu"), ("per_wall_s", "ratio_wall"))
+FLOORS = Path(__file__).resolve().parents[2] / "benchmarks" / "floors.yaml"
 NS_A_DAY = (("ns_per_day_core", "ratio_cpu"), ("ns_per_day_wall", "ratio_wall"))
 
 
@@ -29,6 +31,10 @@ def run_smoke(command: CommandLine, suite: str, out: Path) -> tuple[dict[str, An
     for row in record["targets"]:
         assert {"name", "target", "measured", "reached"} <= row.keys()
     assert any("GPU" in text for text in [*record["notes"], *(table["caption"] for table in record["tables"])])
+    if suite in yaml.safe_load(FLOORS.read_text()) and built_variants():
+        guard = command("benchmark", "guard", str(FLOORS), str(out / f"{suite}-smoke.json"))
+        print(guard.stdout)
+        assert guard.returncode == 0, guard.stdout + guard.stderr
     return record, (out / f"{suite}-smoke.md").read_text()
 
 

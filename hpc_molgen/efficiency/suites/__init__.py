@@ -24,6 +24,11 @@ SUITES = {
     "flow": "hpc_molgen.efficiency.suites.flow:flow",
     "verdict": "hpc_molgen.efficiency.suites.verdict:verdict",
 }
+TOOLS = {  # what is done with records: (files) -> (text, passed)
+    "compare": "hpc_molgen.efficiency.suites.compare:compare_files",
+    "guard": "hpc_molgen.efficiency.suites.guard:guard_files",
+    "schema": "hpc_molgen.efficiency.suites.schema:schema_files",
+}
 SIZES = ("smoke", "laptop")
 
 Suite = Callable[..., dict[str, Any] | None]
@@ -33,9 +38,19 @@ def suite_function(name: str) -> Suite:
     """Return the function ``(size, out, seed) -> record`` registered under `name`; `scaling` takes the options of a plan."""
     if name not in SUITES:
         raise InputError(f"there is no benchmark suite '{name}'; there are: {', '.join(SUITES)}")
-    module, function = SUITES[name].split(":")
-    found: Suite = getattr(importlib.import_module(module), function)
+    found: Suite = _load(SUITES[name])
     return found
+
+
+def use_records(tool: str, files: Sequence[Path]) -> tuple[str, bool]:
+    """Compare records, hold them against floors, or print their schema; return a text and whether all is well."""
+    text, passed = _load(TOOLS[tool])(files)
+    return str(text), bool(passed)
+
+
+def _load(place: str) -> Any:
+    module, function = place.split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def run_suite(

@@ -9,7 +9,7 @@ logarithms where all values are positive, of the values where not. As a record h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def compare_records(before: dict[str, Any], after: dict[str, Any]) -> list[Chang
     for key in ("suite", "size"):
         if before.get(key) != after.get(key):
             raise InputError(f"records of different {key}s cannot be compared: {before.get(key)} and {after.get(key)}")
-    old, new = dict(_spreads(before.get("results"))), dict(_spreads(after.get("results")))
+    old, new = (dict(repeated(record.get("results"))) for record in (before, after))
     names = [name for name in old if name in new]
     if not names:
         raise InputError(f"the two records of '{before.get('suite')}' share no repeated measurement (of at least two values)")
@@ -89,17 +89,18 @@ def compare_records(before: dict[str, Any], after: dict[str, Any]) -> list[Chang
     return _holm(changes)
 
 
-def _spreads(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, list[float]]]:
+def repeated(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, list[float]]]:
+    """Yield place and values of every repeated measurement in a record's results."""
     if isinstance(value, dict):
         if {"mean", "sd", "n", "values"} <= set(value):
             if value["n"] > 1 and np.isfinite(np.array(value["values"], dtype=float)).all():
                 yield " / ".join(path), value["values"]
             return
         for key, inner in value.items():
-            yield from _spreads(inner, (*path, str(key)))
+            yield from repeated(inner, (*path, str(key)))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _spreads(inner, (*path, str(index)))
+            yield from repeated(inner, (*path, str(index)))
 
 
 def _change(name: str, before: np.ndarray, after: np.ndarray) -> Change:
@@ -134,8 +135,17 @@ def _holm(changes: list[Change]) -> list[Change]:
     return marked
 
 
-def compare_files(before: Path, after: Path) -> tuple[str, bool]:
-    """Compare two records; return the text for people, and whether nothing got worse."""
+def compare_files(files: Sequence[Path]) -> tuple[str, bool]:
+    """Compare two records; return the text for people, and whether nothing got worse.
+
+    Raises
+    ------
+    InputError
+        When there are not two, or they cannot be compared.
+    """
+    if len(files) != 2:
+        raise InputError("compare takes two records: hpc-molgen benchmark compare BEFORE.json AFTER.json")
+    before, after = files
     records = [read_json(path) for path in (before, after)]
     changes = compare_records(*records)
     worse = [change for change in changes if change.verdict == "WORSE"]

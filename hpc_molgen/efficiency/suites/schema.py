@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpc_molgen.errors import HpcMolgenError
+from hpc_molgen.files import read_json
 
 
 class Part(BaseModel):
@@ -119,6 +122,19 @@ def check(record: dict[str, Any]) -> None:
         raise HpcMolgenError(
             f"the record of '{record.get('suite')}' does not follow its schema:\n  " + "\n  ".join(places)
         ) from error
+
+
+def schema_files(files: Sequence[Path]) -> tuple[str, bool]:
+    """Return the schema, or, for records that are given, whether they follow it.
+
+    Raises
+    ------
+    HpcMolgenError
+        For the first that does not.
+    """
+    for file in files:
+        check(read_json(file))
+    return ("".join(f"{file}: follows the schema\n" for file in files) or schema_text()), True
 
 
 def schema_text() -> str:
