@@ -186,7 +186,12 @@ def status(directory: Directory, as_json: Annotated[bool, typer.Option("--json",
 
 
 @app.command()
-def report(directory: Directory, show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False) -> None:
+def report(
+    directory: Directory,
+    show: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False,
+    cost_per_core_hour: Annotated[float | None, typer.Option(min=0, help="adds money, in any currency")] = None,
+    cost_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="in the same one")] = None,
+) -> None:
     """Write the efficiency report of a run again, or a picture of how its training stands if it is not that far."""
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
@@ -198,6 +203,10 @@ def report(directory: Directory, show: Annotated[bool, typer.Option("--open", he
 
         typer.echo(f"training: {write_training_report(opened)}")
         return
+    given = {"cost_per_core_hour": cost_per_core_hour, "cost_per_gpu_hour": cost_per_gpu_hour}
+    given = {name: price for name, price in given.items() if price is not None}
+    prices = opened.config.report.model_copy(update=given)
+    opened.config = opened.config.model_copy(update={"report": prices})
     run_stages(opened, ["report"], again=True)
     if show:
         webbrowser.open((directory / "report" / "report.html").resolve().as_uri())

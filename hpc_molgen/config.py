@@ -412,6 +412,8 @@ class ReportConfig(Model):
     )
     memorisation_frames: int = Field(64, ge=2, description="of trajectories: windows that are looked for in the training set")
     tolerance: float = Field(1.0, gt=0, description="of trajectories: factor on the tolerances of the quality gate")
+    cost_per_core_hour: float | None = Field(None, ge=0, description="adds money to the costs, in whatever currency it is")
+    cost_per_gpu_hour: float | None = Field(None, ge=0, description="the same for GPUs")
 
 
 class RunConfig(Model):

@@ -11,7 +11,7 @@ from hpc_molgen.efficiency.tables import Table, number, share
 
 if TYPE_CHECKING:
     from hpc_molgen.efficiency.baseline import Speed
-    from hpc_molgen.efficiency.costs import CostBook, Marginal, Scenario
+    from hpc_molgen.efficiency.costs import CostBook, Marginal, Prices, Scenario
     from hpc_molgen.efficiency.economics import Contest
     from hpc_molgen.efficiency.evidence import Evidence
     from hpc_molgen.efficiency.findings import Findings
@@ -23,8 +23,9 @@ COUNTING = {
 }
 
 
-def stage_table(costs: CostBook) -> Table:
-    """Costs per stage."""
+def stage_table(costs: CostBook, prices: Prices) -> Table:
+    """Costs per stage, with money where a price is known."""
+    columns = ["stage", "CPU s", "of it start-up", "wall s", "core hours", "GPU hours", "attempts"]
     rows = []
     for cost in costs.stages:
         start = max(0.0, cost.cpu_s - cost.work_cpu_s)
@@ -38,9 +39,13 @@ def stage_table(costs: CostBook) -> Table:
         f"for those held out; these and the comparison by ln q, {number(costs.checks)} CPU s of 'correct', are the validation. "
         f"Start-up: imports, processes, the bias scan, measurements, files. Joules: no counter was read."
     )
-    return Table(
-        "Costs per stage", ("stage", "CPU s", "of it start-up", "wall s", "core hours", "GPU hours", "attempts"), rows, note
-    )
+    if prices.known:
+        columns.append("money")
+        for row, cost in zip(rows, costs.stages, strict=False):
+            row.append(number(prices.money(cost.cpu_s, cost.gpu_h)))
+        rows[-1].append(number(prices.money(total[0], total[2])))
+        note += f" {prices.words(total[2])}"
+    return Table("Costs per stage", tuple(columns), rows, note)
 
 
 def speed_table(speeds: list[Speed]) -> Table:

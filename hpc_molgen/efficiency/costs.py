@@ -117,6 +117,44 @@ def collect_costs(run: Run) -> CostBook:
     )
 
 
+@dataclass(frozen=True)
+class Prices:
+    """Money for an hour of a core and of a GPU, in one currency; None where it is not known."""
+
+    core_hour: float | None
+    gpu_hour: float | None
+
+    @classmethod
+    def of(cls, run: Run) -> Prices:
+        """Return what the configuration of a run says."""
+        return cls(run.config.report.cost_per_core_hour, run.config.report.cost_per_gpu_hour)
+
+    @property
+    def known(self) -> bool:
+        """True where there is one at all."""
+        return self.core_hour is not None or self.gpu_hour is not None
+
+    def money(self, cpu_s: float, gpu_h: float = 0.0) -> float:
+        """Money for CPU seconds and GPU hours; an unknown price counts as nothing."""
+        return cpu_s / 3600 * (self.core_hour or 0.0) + gpu_h * (self.gpu_hour or 0.0)
+
+    def words(self, gpu_h: float = 0.0) -> str:
+        """Say what the money is of."""
+        parts = [f"{self.core_hour:g} a core hour"] if self.core_hour is not None else ["core hours not counted"]
+        parts += [f"{self.gpu_hour:g} a GPU hour"] if self.gpu_hour is not None else []
+        parts += ["GPU hours not counted"] if self.gpu_hour is None and gpu_h > 0 else []
+        return f"Money: {', '.join(parts)}, in their currency; storage and people not counted."
+
+
+def money(run: Run, costs: CostBook) -> dict[str, float] | None:
+    """Money of each stage and of all, or None where no price is known."""
+    prices = Prices.of(run)
+    if not prices.known:
+        return None
+    stages = {cost.stage: prices.money(cost.cpu_s, cost.gpu_h) for cost in costs.stages}
+    return stages | {"total": sum(stages.values())}
+
+
 def teacher_cost(run: Run) -> tuple[float, float]:
     """CPU and wall seconds of the data and the training of the surrogate that taught this run's; its own teacher's included.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hpc_molgen.efficiency import cost_tables, coverage_report, tables, temperature_report
+from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
 from hpc_molgen.efficiency.tables import Table, number, share
@@ -231,7 +232,7 @@ def _structures(results: Results) -> Section:
 
 def _costs(run: Run, results: Results) -> Section:
     evidence, passed = results.evidence, results.verdict.gate_passed
-    shown = [cost_tables.stage_table(results.costs), cost_tables.speed_table(results.speeds)]
+    shown = [cost_tables.stage_table(results.costs, Prices.of(run)), cost_tables.speed_table(results.speeds)]
     text, pictures = [_plain_words(results.plain, evidence)], []
     if results.findings.effective:
         shown.append(cost_tables.observables(evidence, results.findings, results.certified, results.dt_ps, passed))

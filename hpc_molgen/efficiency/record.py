@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpc_molgen.efficiency.costs import money
 from hpc_molgen.files import read_json
 from hpc_molgen.provenance import provenance
 from hpc_molgen.run import STAGES
@@ -49,7 +50,7 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
         ),
         "structures": evidence.structures,
         "farm": {**evidence.farm.details, "plain_md": results.plain} if evidence.farm else None,
-        "costs": results.costs.as_dict(),
+        "costs": results.costs.as_dict() | {"money": money(run, results.costs)},
         "baseline_md": [speed.as_dict() for speed in results.speeds],
         "break_even": {contest.name: contest.as_dict() for contest in results.contests}
         or {"available": False, "reason": "the quality gate did not pass"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.efficiency import figures
+from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.document import Picture, Section
 from hpc_molgen.efficiency.series_findings import GENERATED, HELD_OUT, MARKOV, TRAIN, SeriesFindings, SetFindings
 from hpc_molgen.efficiency.series_verdict import interval, score, slowest, timescale
@@ -181,16 +182,18 @@ def _seeds(run: Run, findings: SeriesFindings) -> Section:
 
 
 def _costs(run: Run, findings: SeriesFindings) -> Section:
-    rows = []
+    rows, prices = [], Prices.of(run)
     for stage in ("reference", "featurize", "train", "sample"):
         cost = stage_costs(run, stage)
         rows.append([stage, number(cost["cpu_s"]), number(cost["wall_s"]), str(int(cost["attempts"]))])
+        rows[-1] += [number(prices.money(cost["cpu_s"]))] if prices.known else []
+    extra = ["-"] if prices.known else []
     rows += [
-        [f"{name} (fit and sample)", number(part.made_cpu_s), "-", "-"]
+        [f"{name} (fit and sample)", number(part.made_cpu_s), "-", "-", *extra]
         for name, part in findings.sets.items()
         if part.made_cpu_s is not None
     ]
-    rows += [[f"{name}: training", number(other.train_cpu_s), "-", "-"] for name, other in findings.others.items()]
+    rows += [[f"{name}: training", number(other.train_cpu_s), "-", "-", *extra] for name, other in findings.others.items()]
     train, sample = (read_json(run.path(stage, "done.json"))["details"] for stage in ("train", "sample"))
     text = (
         f"The surrogate has {train['n_parameters']:,} weights and was trained on {train['n_items']:,} windows. It makes "
@@ -204,7 +207,11 @@ def _costs(run: Run, findings: SeriesFindings) -> Section:
             f"took {time:.2f} times as long; scores {score(findings, name):.3g} and {score(findings, GENERATED):.3g} (small is "
             "good)."
         )
-    return Section("Cost", (text,), (), (Table("Cost", ("stage", "CPU s", "wall s", "attempts"), rows, "All attempts."),))
+    columns: tuple[str, ...] = ("stage", "CPU s", "wall s", "attempts")
+    note = "All attempts."
+    if prices.known:
+        columns, note = (*columns, "money"), f"{note} {prices.words()}"
+    return Section("Cost", (text,), (), (Table("Cost", columns, rows, note),))
 
 
 # ---------------------------------------------------------------------- figures

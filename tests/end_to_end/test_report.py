@@ -123,6 +123,18 @@ def test_command_ends_with_the_code_of_the_gate(reported: Path, command: Command
     assert "report.html" in done.stdout
 
 
+def test_prices_add_money(copy: Run, command: CommandLine) -> None:
+    done = command("report", str(copy.directory), "--cost-per-core-hour", "36", "--cost-per-gpu-hour", "2")
+    assert done.returncode == EXIT_GATE_FAILED, done.stderr
+    _, markdown, data = read(copy)
+    cpu_s = sum(stage["cpu_s"] for stage in data["costs"]["stages"])
+    assert data["costs"]["money"]["total"] == pytest.approx(0.01 * cpu_s) and data["config"]["report"]["cost_per_gpu_hour"] == 2
+    assert "| money |" in markdown and "Money: 36 a core hour, 2 a GPU hour" in markdown
+    command("report", str(copy.directory))
+    _, markdown, data = read(copy)
+    assert data["costs"]["money"] is None and "money" not in markdown
+
+
 def test_certified_run_prints_costs(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate is opened by hand: no run of seconds would pass it."""
     monkeypatch.setattr(report_module, "gate", lambda *_: (Check("by hand", True, "opened by the test"),))

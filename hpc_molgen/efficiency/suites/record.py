@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen import containers
+from hpc_molgen.energy import EnergyMeter
 from hpc_molgen.provenance import provenance
 from hpc_molgen.workers import Stopwatch
 
@@ -20,7 +21,7 @@ SCHEMA_VERSION = 1
 
 
 class Costs:
-    """CPU and wall seconds of the stages of a benchmark, with the load average at the end of each."""
+    """CPU and wall seconds, and joules of the machine, of a benchmark's stages, with the load average at the end of each."""
 
     def __init__(self) -> None:
         self.stages: list[dict[str, Any]] = []
@@ -28,14 +29,14 @@ class Costs:
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Measure a block in this process; the yielded entry holds the result after it."""
-        watch = Stopwatch()
+        watch, meter = Stopwatch(), EnergyMeter()
         entry: dict[str, Any] = {}
         yield entry
-        entry.update(self.add(name, watch.cpu_s, watch.wall_s))
+        entry.update(self.add(name, watch.cpu_s, watch.wall_s, meter.joules))
 
-    def add(self, name: str, cpu_s: float, wall_s: float) -> dict[str, Any]:
+    def add(self, name: str, cpu_s: float, wall_s: float, joules: float | None = None) -> dict[str, Any]:
         """Enter what was measured elsewhere."""
-        entry = {"stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "load_average_1min": os.getloadavg()[0]}
+        entry = {"stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "load_average_1min": os.getloadavg()[0], "joules": joules}
         self.stages.append(entry)
         log.info("%s: %.1f CPU s, %.1f s", name, cpu_s, wall_s)
         return entry
@@ -83,9 +84,11 @@ def render_markdown(record: dict[str, Any]) -> str:
     lines += _table("Targets", ["figure", "target", "measured", "reached"], targets) if targets else []
     for table in record["tables"]:
         lines += _table(table["caption"], table["columns"], table["rows"])
-    columns = ["stage", "cpu_s", "wall_s", "load_average_1min"]
-    rows = [[stage[column] for column in columns] for stage in record["costs"]]
-    lines += _table("Costs", ["stage", "CPU s", "wall s", "load average (1 min)"], rows)
+    columns = {"stage": "stage", "cpu_s": "CPU s", "wall_s": "wall s", "load_average_1min": "load average (1 min)"}
+    if any(stage.get("joules") is not None for stage in record["costs"]):
+        columns["joules"] = "joules of the machine"
+    rows = [[stage.get(column) for column in columns] for stage in record["costs"]]
+    lines += _table("Costs", list(columns.values()), rows)
     lines += [f"- {note}" for note in record["notes"]]
     lines += ["", f"Repeat: `{record['command']}`", "", f"Hardware: {hardware}", ""]
     container = containers.in_words(origin["container"])

@@ -55,6 +55,7 @@ class Cost(Part):
     cpu_s: float = Field(ge=0, description="CPU seconds, all threads; the stage says whose where they are not of one process")
     wall_s: float = Field(ge=0)
     load_average_1min: float = Field(ge=0, description="of the machine at the stage's end")
+    joules: float | None = Field(None, description="of the whole machine, by RAPL and NVML; null where neither can be read")
 
 
 class Figure(Part):
