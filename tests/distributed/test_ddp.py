@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -88,8 +87,13 @@ def kill_after_a_checkpoint(line: list[str], checkpoints: Path) -> None:
             assert victim.poll() is None and time.monotonic() < deadline, "it ended before a checkpoint was written"
             time.sleep(0.01)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(victim.pid, signal.SIGKILL)
+        # torchrun's ranks are sessions of their own: one that is left would write into the folder of those that go on
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = [*psutil.Process(victim.pid).children(recursive=True), psutil.Process(victim.pid)]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, timeout=10)
         victim.wait()
 
 
