@@ -274,7 +274,7 @@ def submit(
 
 @container.command("check")
 def check_container(image: Annotated[Path, typer.Argument(metavar="IMAGE", help="an image from containers/")]) -> None:
-    """Try an image on this machine: start, versions, MPI with the launchers here, CUDA, folders that can be written."""
+    """Try an image on this machine: start, versions, MPI with the mpiexec here, CUDA, folders that can be written."""
     from hpc_molgen.launch.container import check as checks
 
     failed = []

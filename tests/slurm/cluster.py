@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 TOOLS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
@@ -279,3 +281,15 @@ class Cluster:
                 if mark in variables and (of_job or b"slurm" in program or b"munged" in program):
                     found.append(int(process.name))
         return found
+
+
+def two_nodes() -> Iterator[Cluster]:
+    """Yield a cluster of two nodes with four CPUs each, and look what it leaves behind: the body of a fixture."""
+    problem = why_not()
+    if problem:
+        pytest.skip(problem)
+    with Cluster(n_nodes=2, n_cpus=4) as running:
+        yield running
+    assert not running.folder.exists()
+    assert running.processes() == []
+    assert running.unshared.as_posix() not in Path("/proc/self/mounts").read_text()

@@ -83,9 +83,9 @@ def run_suite(
             return None
         path = out_directory / f"{own.pop('file', f'{name}-{size}')}.json"
         record = complete_record(own, name, size, seed)
-        schema.check(record)
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         path.with_suffix(".md").write_text(render_markdown(record))
+        schema.check(record)  # last, so that a long measurement is not lost with a suite's fault
     except OSError as error:
         raise EnvironmentProblem(f"{out_directory}: cannot be written ({error}); make space or choose another --out") from error
     return path

@@ -1,4 +1,4 @@
-"""What a benchmark's record holds: checked before it is written, published as benchmarks/record.schema.json."""
+"""What a benchmark's record holds: checked when it is written, published as benchmarks/record.schema.json."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class BenchmarkRecord(BaseModel):
 
 
 def check(record: dict[str, Any]) -> None:
-    """Refuse a record that is not what the schema promises.
+    """Say where a record is not what the schema promises.
 
     Raises
     ------
