@@ -22,6 +22,10 @@ SUITES = {
     "scaling": "hpc_molgen.efficiency.suites.scaling:scaling",
     "container": "hpc_molgen.efficiency.suites.container:container",
     "flow": "hpc_molgen.efficiency.suites.flow:flow",
+    "sampling": "hpc_molgen.efficiency.suites.sampling:sampling",
+    "correction": "hpc_molgen.efficiency.suites.correction:correction",
+    "trajectories": "hpc_molgen.efficiency.suites.trajectories:trajectories",
+    "peers": "hpc_molgen.efficiency.suites.peers:peers",
     "verdict": "hpc_molgen.efficiency.suites.verdict:verdict",
 }
 TOOLS = {  # what is done with records: (files) -> (text, passed)
@@ -29,7 +33,7 @@ TOOLS = {  # what is done with records: (files) -> (text, passed)
     "guard": "hpc_molgen.efficiency.suites.guard:guard_files",
     "schema": "hpc_molgen.efficiency.suites.schema:schema_files",
 }
-SIZES = ("smoke", "laptop")
+SIZES = ("smoke", "laptop", "cluster")  # seconds on any machine; minutes on two cores; hours of a whole node, with its GPUs
 
 Suite = Callable[..., dict[str, Any] | None]
 
@@ -68,6 +72,7 @@ def run_suite(
         When the folder or the files cannot be written.
     """
     from hpc_molgen.efficiency.suites import schema
+    from hpc_molgen.efficiency.suites.load import LoadWatch
     from hpc_molgen.efficiency.suites.record import complete_record, render_markdown
 
     function = suite_function(name)
@@ -78,11 +83,12 @@ def run_suite(
     options = {"plan": plan, "assignments": assignments} if name == "scaling" else {}
     try:
         out_directory.mkdir(parents=True, exist_ok=True)
-        own = function(size, out_directory, seed, **options)
+        with LoadWatch() as watch:
+            own = function(size, out_directory, seed, **options)
         if own is None:
             return None
         path = out_directory / f"{own.pop('file', f'{name}-{size}')}.json"
-        record = complete_record(own, name, size, seed)
+        record = complete_record(own, name, size, seed, watch.seen)
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         path.with_suffix(".md").write_text(render_markdown(record))
         schema.check(record)  # last, so that a long measurement is not lost with a suite's fault

@@ -112,8 +112,8 @@ def energies_on_gpu(
                 facts = {"kind": kind, "n": n, "dtype": dtype, "compiled": compiled, "energy_error_kj_mol": error}
                 facts["bytes_per_copy"] = memory.per(n)
                 methods.append(Method(f"{batched.description} {n} {kind}", batched.description, work, n, kind, facts))
-    costs.add("GPU: first calls, compilations included", watch.cpu_s, watch.wall_s)
-    with costs.stage("GPU: rounds"):
+    costs.add("GPU: first calls, compilations included", watch.cpu_s, watch.wall_s, gpus=1)
+    with costs.stage("GPU: rounds", gpus=1):
         results = interleaved(methods, settings.n_rounds, settings.measure_s)
     return [results[method.label] for method in methods if method.facts]
 
@@ -162,8 +162,8 @@ def dynamics_on_gpu(
                     _keep_kinetic(dynamics, kinetic),
                 )
             )  # fmt: skip
-    costs.add("GPU: first steps, compilations included", watch.cpu_s, watch.wall_s)
-    with costs.stage("GPU: rounds"):
+    costs.add("GPU: first steps, compilations included", watch.cpu_s, watch.wall_s, gpus=1)
+    with costs.stage("GPU: rounds", gpus=1):
         results = interleaved(methods, settings.n_rounds, settings.measure_s)
     for label, (_, kinetic) in runs.items():
         results[label]["temperature"] = kinetic_temperature(np.array(kinetic), 3 * system.n_atoms)

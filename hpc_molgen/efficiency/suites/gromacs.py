@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 
 from hpc_molgen.dynamics.engine import Engine
-from hpc_molgen.dynamics.gromacs import GromacsProblem, call, read_xvg, write_coordinates
+from hpc_molgen.dynamics.gromacs import GromacsProblem, call, read_xvg, unwrapped, write_coordinates
 from hpc_molgen.dynamics.gromacs_topology import topology_text
 from hpc_molgen.efficiency.suites.rounds import Method, mean_temperature
 from hpc_molgen.systems.base import MolecularSystem
@@ -29,6 +29,7 @@ nstenergy = 100
 nstlog = 0
 nstxout = 0
 nstvout = 0
+nstxout-compressed = {save_every}
 comm-mode = None
 cutoff-scheme = Verlet
 verlet-buffer-tolerance = -1
@@ -67,6 +68,8 @@ class Gromacs:
     positions_nm : np.ndarray, shape=(n_atoms, 3)
     n_steps : int
         Of one run of 1 fs steps at the system's temperature, friction 1/ps.
+    save_every : int
+        Steps between frames; 0: none are written.
 
     Raises
     ------
@@ -75,9 +78,17 @@ class Gromacs:
     """
 
     def __init__(
-        self, executable: str, system: MolecularSystem, positions_nm: np.ndarray, folder: Path, n_steps: int, seed: int
-    ):
+        self,
+        executable: str,
+        system: MolecularSystem,
+        positions_nm: np.ndarray,
+        folder: Path,
+        n_steps: int,
+        seed: int,
+        save_every: int = 0,
+    ) -> None:
         self._executable, self._folder, self._system, self.n_steps = executable, folder.resolve(), system, n_steps
+        self._save_every = save_every
         (folder / "topol.top").write_text(topology_text(openmm.XmlSerializer.deserialize(system.system_xml)))
         centred = positions_nm - positions_nm.mean(axis=0) + _BOX_NM / 2
         write_coordinates(centred, np.full(3, _BOX_NM), folder / "conf.gro")
@@ -101,8 +112,8 @@ class Gromacs:
         self._overhead_s = tuple(np.median(starts, axis=0).tolist())
 
     def _prepare(self, name: str, **settings: Any) -> None:
-        kelvin = self._system.temperature_kelvin
-        (self._folder / f"{name}.mdp").write_text(_MDP.format(kelvin=kelvin, cutoff_nm=_CUTOFF_NM, **settings))
+        given = {"kelvin": self._system.temperature_kelvin, "cutoff_nm": _CUTOFF_NM, "save_every": self._save_every}
+        (self._folder / f"{name}.mdp").write_text(_MDP.format(**given, **settings))
         files = ["-f", f"{name}.mdp", "-c", "conf.gro", "-p", "topol.top", "-o", f"{name}.tpr", "-po", f"{name}.out.mdp"]
         call(self._executable, self._folder, "grompp", *files, "-maxwarn", "10")
 
@@ -127,6 +138,14 @@ class Gromacs:
             {**facts, "energy_error_kj_mol": self.error_kj_mol, "startup_cpu_s": self._overhead_s[0]},
             cpu_clock=children_cpu_s, overhead_s=(self._overhead_s[0], self._overhead_s[1]),
         )  # fmt: skip
+
+    def frames(self) -> np.ndarray:
+        """Positions in nm of the frames of the run, shape=(n_frames, n_atoms, 3), each molecule whole."""
+        import mdtraj
+
+        found = mdtraj.load(str(self._folder / "run.xtc"), top=self._system.topology).xyz.astype(np.float64)
+        edges = np.full(3, _BOX_NM)
+        return np.array([unwrapped(frame, frame[:1], edges) for frame in found])
 
     def temperature(self) -> dict[str, Any]:
         """Mean temperature of the run after its first fifth (every call repeats the same run)."""

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -96,6 +96,18 @@ SIZES = {
         ),
         n_levels=100,
         chunk=400,
+    ),
+    "cluster": Size(
+        series=SeriesSettings(n_walkers=64, production_ps=5000.0),
+        published=PublishedSettings(),
+        surrogate=DiffusionConfig(hidden=128, depth=2, harmonics=3),
+        train=TrainConfig(
+            n_steps=20_000, batch_size=512, learning_rate=2e-3, validate_every=20_000, checkpoint_every_s=1e9, device="cpu"
+        ),
+        n_samples=50_000,
+        n_thinnings=20,
+        n_sampling_seeds=3,
+        n_training_seeds=10,
     ),
 }
 
@@ -200,7 +212,19 @@ def surrogate_draws(settings: Size, reference: Reference, out: Path, seed: int, 
     return draws
 
 
-def train_surrogate(settings: Size, angles_rad: np.ndarray, out: Path, seed: int) -> Surrogate:
+class Trainable(Protocol):
+    """What says how a surrogate of torsions is made and trained."""
+
+    @property
+    def surrogate(self) -> DiffusionConfig:
+        """Its size."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """Its training."""
+
+
+def train_surrogate(settings: Trainable, angles_rad: np.ndarray, out: Path, seed: int) -> Surrogate:
     """Train the torsion surrogate on angles (n, 2) with the package's own loop; return the averaged one.
 
     The loop's validation items are training frames here: the held-out half stays unseen, and nothing is selected by them.

@@ -167,7 +167,7 @@ def _left(angles_rad: np.ndarray) -> np.ndarray:
     return inside
 
 
-def _right_handed(angles_rad: np.ndarray) -> np.ndarray:
+def right_handed(angles_rad: np.ndarray) -> np.ndarray:
     """Whether a frame is in alphaR: phi not in (0, 130) degrees and psi in [-120, 60]."""
     psi = np.degrees(wrap(angles_rad[:, 1]))
     inside: np.ndarray = ~_left(angles_rad) & (psi >= -120) & (psi <= 60)
@@ -176,7 +176,7 @@ def _right_handed(angles_rad: np.ndarray) -> np.ndarray:
 
 def _description(walkers: list[np.ndarray]) -> dict[str, Any]:
     """Populations and crossings of one half."""
-    left, right = [_left(walker) for walker in walkers], [_right_handed(walker) for walker in walkers]
+    left, right = [_left(walker) for walker in walkers], [right_handed(walker) for walker in walkers]
     frames = np.concatenate(walkers)
     description: dict[str, Any] = {
         "n_walkers": len(walkers),

@@ -21,22 +21,28 @@ SCHEMA_VERSION = 1
 
 
 class Costs:
-    """CPU and wall seconds, and joules of the machine, of a benchmark's stages, with the load average at the end of each."""
+    """Costs of a benchmark's stages: CPU and wall seconds, core and GPU hours, joules of the machine, load at its end."""
 
     def __init__(self) -> None:
         self.stages: list[dict[str, Any]] = []
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Measure a block in this process; the yielded entry holds the result after it."""
-        watch, meter = Stopwatch(), EnergyMeter()
+    def stage(self, name: str, gpus: int = 0) -> Iterator[dict[str, Any]]:
+        """Measure a block, which keeps `gpus` GPUs busy; the yielded entry holds the result after it.
+
+        Programs count that the block starts and waits for.
+        """
+        watch, meter = Stopwatch(children=True), EnergyMeter()
         entry: dict[str, Any] = {}
         yield entry
-        entry.update(self.add(name, watch.cpu_s, watch.wall_s, meter.joules))
+        entry.update(self.add(name, watch.cpu_s, watch.wall_s, meter.joules, gpus))
 
-    def add(self, name: str, cpu_s: float, wall_s: float, joules: float | None = None) -> dict[str, Any]:
+    def add(self, name: str, cpu_s: float, wall_s: float, joules: float | None = None, gpus: int = 0) -> dict[str, Any]:
         """Enter what was measured elsewhere."""
-        entry = {"stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "load_average_1min": os.getloadavg()[0], "joules": joules}
+        entry = {
+            "stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "core_h": cpu_s / 3600, "gpu_h": gpus * wall_s / 3600,
+            "load_average_1min": os.getloadavg()[0], "joules": joules,
+        }  # fmt: skip
         self.stages.append(entry)
         log.info("%s: %.1f CPU s, %.1f s", name, cpu_s, wall_s)
         return entry
@@ -49,8 +55,15 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": float(array.mean()), "sd": deviation, "n": len(array), "values": [float(value) for value in array]}
 
 
-def complete_record(record: dict[str, Any], name: str, size: str, seed: int) -> dict[str, Any]:
-    """Put what every record holds in front of what a suite returned."""
+def in_words(values: dict[str, Any]) -> str:
+    """Write a `spread` as mean ± standard deviation."""
+    return f"{values['mean']:.3g} ± {values['sd']:.2g}"
+
+
+def complete_record(
+    record: dict[str, Any], name: str, size: str, seed: int, load: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Put what every record holds in front of what a suite returned; `load` is what a `LoadWatch` has seen."""
     return {
         "schema_version": SCHEMA_VERSION,
         "suite": name,
@@ -59,6 +72,7 @@ def complete_record(record: dict[str, Any], name: str, size: str, seed: int) -> 
         "date_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "command": f"hpc-molgen benchmark {name} --size {size} --seed {seed} --out DIR",
         "provenance": {**provenance(), "load_average": list(os.getloadavg())},
+        "load": load,
         **record,
     }
 
@@ -84,18 +98,29 @@ def render_markdown(record: dict[str, Any]) -> str:
     lines += _table("Targets", ["figure", "target", "measured", "reached"], targets) if targets else []
     for table in record["tables"]:
         lines += _table(table["caption"], table["columns"], table["rows"])
-    columns = {"stage": "stage", "cpu_s": "CPU s", "wall_s": "wall s", "load_average_1min": "load average (1 min)"}
+    columns = {"stage": "stage", "cpu_s": "CPU s", "core_h": "core hours", "wall_s": "wall s"}
+    if any(stage.get("gpu_h") for stage in record["costs"]):
+        columns["gpu_h"] = "GPU hours"
+    columns["load_average_1min"] = "load average (1 min)"
     if any(stage.get("joules") is not None for stage in record["costs"]):
         columns["joules"] = "joules of the machine"
     rows = [[stage.get(column) for column in columns] for stage in record["costs"]]
     lines += _table("Costs", list(columns.values()), rows)
     lines += [f"- {note}" for note in record["notes"]]
-    lines += ["", f"Repeat: `{record['command']}`", "", f"Hardware: {hardware}", ""]
+    lines += ["", f"Repeat: `{record['command']}`", "", f"Hardware: {hardware}{_load(record.get('load'))}", ""]
     container = containers.in_words(origin["container"])
     commit = f"commit {origin['git_commit'] or 'none'}{', ' if container else ''}{container}"
     lines += [f"Software: Python {origin['python']}, {packages}; {commit}", ""]
     lines += [f"Seed {record['seed']}; {record['date_utc']} UTC", ""]
     return "\n".join(lines)
+
+
+def _load(load: dict[str, Any] | None) -> str:
+    if not load:
+        return ""
+    average, others = load["load_average_1min"], load["others_busy_cores"]
+    text = f"; during the run {average['mean']:.2f} on average, at most {average['max']:.2f}"
+    return text + (f"; other programs kept {others['mean']:.2f} cores busy, at most {others['max']:.2f}" if others else "")
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

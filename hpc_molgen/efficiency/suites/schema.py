@@ -54,6 +54,8 @@ class Cost(Part):
     stage: str
     cpu_s: float = Field(ge=0, description="CPU seconds, all threads; the stage says whose where they are not of one process")
     wall_s: float = Field(ge=0)
+    core_h: float | None = Field(None, ge=0, description="cpu_s in hours; records of old versions lack it")
+    gpu_h: float | None = Field(None, ge=0, description="wall time in hours, times the GPUs that the stage kept")
     load_average_1min: float = Field(ge=0, description="of the machine at the stage's end")
     joules: float | None = Field(None, description="of the whole machine, by RAPL and NVML; null where neither can be read")
 
@@ -83,6 +85,23 @@ class Provenance(Part):
     slurm_job: str
 
 
+class Seen(Part):
+    """Of what was looked at again and again during the run."""
+
+    mean: float = Field(ge=0)
+    max: float = Field(ge=0)
+
+
+class Load(Part):
+    """What else ran on the machine during the run."""
+
+    n: int = Field(ge=1, description="looks, one a second")
+    load_average_1min: Seen
+    others_busy_cores: Seen | None = Field(
+        description="CPU seconds a second of all programs but the suite's own; null where the run was shorter than a look"
+    )
+
+
 class BenchmarkRecord(BaseModel):
     """One run of one suite. Suites may add keys of their own."""
 
@@ -95,6 +114,7 @@ class BenchmarkRecord(BaseModel):
     date_utc: str = Field(pattern=r"^\d{4}-\d\d-\d\d \d\d:\d\d$")
     command: str = Field(description="what makes it again")
     provenance: Provenance
+    load: Load | None = Field(None, description="null in records of old versions")
     question: str
     answer: list[str] = Field(description="sentences")
     targets: list[Target]

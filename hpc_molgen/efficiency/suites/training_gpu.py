@@ -80,9 +80,9 @@ def _one_batch(
             work = _steps(trainer, settings.steps_per_call)
             methods.append(Method(label, label, work, settings.steps_per_call * batch_size, "float32 eager", facts))
         flops = _flops(workload, batch_size, seed, device)
-        costs.add(f"GPU: {workload.words}, batch {batch_size}: first steps, compilation", watch.cpu_s, watch.wall_s)
+        costs.add(f"GPU: {workload.words}, batch {batch_size}: first steps, compilation", watch.cpu_s, watch.wall_s, gpus=1)
         before = {label: (trainer.step, trainer.batches.wait_s) for label, trainer in trainers.items()}
-        with costs.stage(f"GPU: {workload.words}, batch {batch_size}: rounds"):
+        with costs.stage(f"GPU: {workload.words}, batch {batch_size}: rounds", gpus=1):
             results = interleaved(methods, settings.n_rounds, settings.measure_s)
         peaks = {precision: matmul_flops_per_s(device, dtype) for precision, dtype in DTYPES.items()}
         peaks["bf16"] = max(peaks.values())  # mixed precision has both kinds; processors without bf16 units emulate it
