@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_molgen import __version__, failures, interrupts, locks
 from hpc_molgen.config import RunConfig, dump_config, load_config
+from hpc_molgen.energy import EnergyMeter
 from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
 from hpc_molgen.files import read_json, write_atomically, write_json
 from hpc_molgen.progress import Progress
 from hpc_molgen.provenance import provenance
-from hpc_molgen.workers import ShareDone, Workers, cpu_seconds
+from hpc_molgen.workers import ShareDone, Workers, cpu_seconds, local_rank
 
 if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
@@ -169,17 +170,17 @@ class Run:
         if problem:
             raise InputError(problem)
         details: dict[str, Any] = {}
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        spent = _Spent()
         try:
             yield details
             interrupts.check()
         except ShareDone:
-            self._count(stage, wall, cpu, None)
+            self._count(stage, spent, None)
             return
         except BaseException as error:
-            self._count(stage, wall, cpu, error)
+            self._count(stage, spent, error)
             raise
-        self._count(stage, wall, cpu, None)
+        self._count(stage, spent, None)
         self.workers.barrier()
         if self.workers.is_root:
             record = {"stage": stage, "fingerprint": self.fingerprint(stage), "details": details}
@@ -215,10 +216,10 @@ class Run:
             write_json(marker, {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
         return ""
 
-    def _count(self, stage: str, wall: float, cpu: float, error: BaseException | None) -> None:
+    def _count(self, stage: str, spent: _Spent, error: BaseException | None) -> None:
         """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
-        record: dict[str, Any] = {"rank": self.workers.rank, "wall_s": time.perf_counter() - wall}
-        record |= {"cpu_s": cpu_seconds() - cpu, "finished": error is None, "workers": self.workers.n_parallel}
+        record: dict[str, Any] = {"rank": self.workers.rank, **spent.so_far()}
+        record |= {"finished": error is None, "workers": self.workers.n_parallel}
         path = self.path("costs", f"{stage}.jsonl")  # outside of the stage's folder: searches over settings are counted too
         with contextlib.suppress(OSError):  # a full disk must not hide the error
             path.parent.mkdir(exist_ok=True)
@@ -238,6 +239,19 @@ class Run:
         return locks.hold(self.directory, self.workers)
 
 
+class _Spent:
+    """Wall and CPU seconds of this rank since it was made; joules of its node, where they can be read, on the node's first."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), cpu_seconds()
+        self._meter = EnergyMeter() if local_rank() == 0 else None
+
+    def so_far(self) -> dict[str, float | None]:
+        """Return them by name."""
+        joules = self._meter.joules if self._meter else None
+        return {"wall_s": time.perf_counter() - self._wall, "cpu_s": cpu_seconds() - self._cpu, "joules": joules}
+
+
 def _named_files(system: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     names = [system["pdb"], system["system_xml"], *system["force_field"]]
     return [name for name in [*names, reference["trajectory_topology"], *reference["trajectories"]] if name]
@@ -252,12 +266,17 @@ def _file_stamp(path: Path) -> list[int | str]:
 
 
 def stage_costs(run: Run, stage: str) -> dict[str, float]:
-    """Return what a stage cost over all attempts: CPU seconds of all ranks, wall seconds, number of attempts."""
+    """Return what a stage cost over all attempts: CPU seconds of all ranks, wall seconds, number of attempts.
+
+    And joules of all nodes, where they were counted: with all that ran there beside, so twice where jobs shared a node.
+    """
     path = run.path("costs", f"{stage}.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     root = [record for record in records if record["rank"] == 0]
+    counted = [record["joules"] for record in records if record.get("joules") is not None]
     return {
         "cpu_s": sum(record["cpu_s"] for record in records),
         "wall_s": sum(record["wall_s"] for record in root),
         "attempts": float(len(root)),
+        **({"joules": sum(counted)} if counted else {}),
     }

@@ -23,8 +23,11 @@ LEVEL = 0.05  # of all comparisons together
 MIN_REPEATS = 3
 # what a measurement's name says of the direction in which it gets better; the first that fits counts
 _BETTER = (
-    (+1, r"per_(cpu_|wall_)?s$|per_s$|ns_per_day|^ratio|_over_openmm$|_over_gromacs$|utilisation|^gain$|halving$"),
-    (-1, r"_m?s$|wait|overhead|share_lost|jsd|js_distance|over_floor|over_reference$"),
+    (
+        +1,
+        r"per_(cpu_|wall_)?s$|per_s$|ns_per_(core_)?day|^ratio|_over_openmm$|_over_gromacs$|utilisation|^gain$|halving$|ess_fraction$",
+    ),
+    (-1, r"_m?s$|wait|overhead|share_lost|jsd|js_distance|over_floor|over_reference$|k_hat$"),
 )
 
 
