@@ -76,8 +76,8 @@ test: $(VENV)/.test packages
 	@PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(ENGINE):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
-	@$(BIN)/ruff check hpc_molgen tests containers setup.py
-	@$(BIN)/ruff format --check hpc_molgen tests containers setup.py
+	@$(BIN)/ruff check hpc_molgen tests containers benchmarks setup.py
+	@$(BIN)/ruff format --check hpc_molgen tests containers benchmarks setup.py
 	@$(BIN)/mypy
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports --no-cache
 	@$(BIN)/shellcheck -x .ci/run slurm/*.sbatch slurm/*.sh containers/*.sh hpc_molgen/launch/job.sh

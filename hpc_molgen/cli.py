@@ -215,20 +215,24 @@ def report(
 
 @app.command()
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="a suite; or list, compare, guard, schema")],
+    suite: Annotated[str, typer.Argument(help="a suite; or list, compare, guard, report, schema")],
     records: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE ...]", help="compare: BEFORE.json AFTER.json; guard: FLOORS.yaml RECORD.json ..."),
+        typer.Argument(
+            metavar="[FILE ...]", help="compare: BEFORE.json AFTER.json; guard: FLOORS.yaml RECORD.json ...; report: FOLDER"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="where results go")] = Path("benchmark-results"),
-    size: Annotated[str, typer.Option(help="smoke (seconds) or laptop (minutes)")] = "laptop",
+    size: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes) or cluster (hours of a node)")] = "laptop",
     seed: Annotated[int, typer.Option(help="base seed")] = 1,
     plan: Annotated[bool, typer.Option("--plan", help="scaling: print what to expect on a cluster")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="key=value", help="scaling: one setting; repeatable")
     ] = None,
+    cost_per_core_hour: Annotated[float | None, typer.Option(min=0, help="report: adds money, in any currency")] = None,
+    cost_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="report: in the same one")] = None,
 ) -> None:
-    """Run a benchmark suite and write its record and its table, or compare two records."""
+    """Run a benchmark suite and write its record and its table, compare two records, or report on a folder of them."""
     from hpc_molgen.efficiency.suites import SUITES, TOOLS, run_suite, use_records
     from hpc_molgen.workers import Workers
 
@@ -236,8 +240,12 @@ def benchmark(
         for name in SUITES:
             typer.echo(name)
         return
+    given = {"cost_per_core_hour": cost_per_core_hour, "cost_per_gpu_hour": cost_per_gpu_hour}
+    prices = {name: price for name, price in given.items() if price is not None}
+    if prices and suite != "report":
+        raise InputError(f"prices are for 'benchmark report FOLDER'; '{suite}' counts no money")
     if suite in TOOLS:
-        text, passed = use_records(suite, records or [])
+        text, passed = use_records(suite, records or [], **prices)
         typer.echo(text, nl=False)
         raise typer.Exit(0 if passed else EXIT_GATE_FAILED)
     if records:

@@ -37,8 +37,16 @@ def stage_table(costs: CostBook, prices: Prices) -> Table:
         f"All attempts, interrupted ones included. Reference MD: {number(costs.data)} CPU s for the walkers that training "
         f"saw, {number(costs.validation)} "
         f"for those held out; these and the comparison by ln q, {number(costs.checks)} CPU s of 'correct', are the validation. "
-        f"Start-up: imports, processes, the bias scan, measurements, files. Joules: no counter was read."
+        f"Start-up: imports, processes, the bias scan, measurements, files."
     )
+    joules = [cost.joules for cost in costs.stages]
+    if any(value is not None for value in joules):
+        columns.append("joules")
+        for row, value in zip(rows, [*joules, sum(value or 0.0 for value in joules)], strict=True):
+            row.append("-" if value is None else number(value))
+        note += " Joules: of the whole nodes, by RAPL and NVML."
+    else:
+        note += " Joules: no counter could be read."
     if prices.known:
         columns.append("money")
         for row, cost in zip(rows, costs.stages, strict=False):

@@ -28,6 +28,8 @@ class StageCost:
         CPU seconds of all ranks and processes, wall seconds, GPU hours (wall time on GPUs times ranks).
     work_cpu_s : float
         The part that did the stage's work; the rest is start-up: imports, processes, measurements, files.
+    joules : float, optional
+        Of the nodes, with all that ran there beside; None where no counter could be read.
     """
 
     stage: str
@@ -36,6 +38,7 @@ class StageCost:
     work_cpu_s: float
     gpu_h: float
     attempts: int
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def collect_costs(run: Run) -> CostBook:
     work = {"reference": float(walker_cpu.sum()), "sample": sampling, "correct": energies + checks, "farm": farm}
     work["sample"] += float(_details(run, "sample").get("other_temperatures_cpu_s", 0.0))
     work["correct"] += sum(float(row["cpu_s"]) for row in _details(run, "correct").get("temperatures", []))
-    stages = tuple(_stage_cost(run, stage, work.get(stage)) for stage in STAGES if stage != "report")
+    stages = tuple(stage_cost(run, stage, work.get(stage)) for stage in STAGES if stage != "report")
     by_name = {cost.stage: cost for cost in stages}
     walker_ns = np.array([walker["ns"] for walker in walkers])
     simulated_ns = float(walker_ns.sum())
@@ -177,7 +180,8 @@ def _details(run: Run, stage: str) -> dict[str, Any]:
     return run.details(stage) if run.path(stage, "done.json").is_file() else {}
 
 
-def _stage_cost(run: Run, stage: str, work_cpu_s: float | None) -> StageCost:
+def stage_cost(run: Run, stage: str, work_cpu_s: float | None) -> StageCost:
+    """Return what a stage cost over all attempts; without `work_cpu_s` all of it counts as work."""
     totals = stage_costs(run, stage)
     done = run.path(stage, "done.json")
     gpus = read_json(done)["provenance"]["gpus"] if done.is_file() else []
@@ -190,6 +194,7 @@ def _stage_cost(run: Run, stage: str, work_cpu_s: float | None) -> StageCost:
         work_cpu_s=totals["cpu_s"] if work_cpu_s is None else work_cpu_s,
         gpu_h=totals["wall_s"] / 3600 * float(details.get("ranks", 1)) if on_gpu else 0.0,
         attempts=int(totals["attempts"]),
+        joules=totals.get("joules"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.efficiency import cost_tables, coverage_report, tables, temperature_report
+from hpc_molgen.efficiency import accuracy, cost_tables, coverage_report, exclusions, tables, temperature_report
 from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
@@ -14,10 +14,12 @@ from hpc_molgen.efficiency.verdict import interval_text
 from hpc_molgen.reweighting import K_HAT_LIMIT
 
 if TYPE_CHECKING:
+    from hpc_molgen.efficiency.accuracy import Accuracy
     from hpc_molgen.efficiency.baseline import Speed
     from hpc_molgen.efficiency.costs import CostBook
     from hpc_molgen.efficiency.economics import Contest
     from hpc_molgen.efficiency.evidence import Evidence
+    from hpc_molgen.efficiency.exclusions import LeftOut
     from hpc_molgen.efficiency.findings import Findings
     from hpc_molgen.efficiency.verdict import Verdict
     from hpc_molgen.run import Run
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure by name (NAME.png, NAME.svg) and its caption."""
+    """A figure by name and its caption; its file, from where the page lies, is figures/NAME.png unless it says otherwise."""
 
     name: str
     caption: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Results:
     dt_ps: float | None = None
     notes: list[str] = field(default_factory=list)
     temperatures: list[dict[str, Any]] = field(default_factory=list)
+    accuracy: Accuracy | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def target_note(diagnostics: dict[str, Any]) -> str:
@@ -108,6 +113,7 @@ def sections(run: Run, results: Results) -> list[Section]:
         _costs(run, results),
         _training(run, results),
         _farm(run, results),
+        Section(exclusions.TITLE, (), (), (exclusions.table(results.left_out),)),
     ]
     note = target_note(results.evidence.diagnostics)
     return [_with_note(part, note) for part in parts if part is not None]
@@ -236,6 +242,9 @@ def _costs(run: Run, results: Results) -> Section:
     text, pictures = [_plain_words(results.plain, evidence)], []
     if results.findings.effective:
         shown.append(cost_tables.observables(evidence, results.findings, results.certified, results.dt_ps, passed))
+    if results.accuracy:
+        pictures.append(Picture("accuracy", accuracy.caption(results.accuracy)))
+        shown.append(accuracy.table(results.accuracy))
     if results.contests:
         shown += [cost_tables.price_table(results.contests), cost_tables.break_even_table(results.contests)]
         pictures.append(Picture("break-even", (

@@ -1,4 +1,7 @@
-"""Figures of the report, each as PNG and SVG: reference black, raw orange, corrected blue, farm green (Okabe and Ito)."""
+"""Figures of the report, each as PNG and SVG: reference black, raw orange, corrected blue, farm green (Okabe and Ito).
+
+These colours differ for colour-blind readers; for grey print sets differ by their dashes and markers too.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ COLOURS = {
     "raw samples": ORANGE,
     "corrected samples": BLUE,
 }
+DASHES: dict[str, Any] = {"held-out MD": "-", "raw samples": (0, (4, 1.6)), "corrected samples": (0, (6, 1.5, 1, 1.5))}
+MARKERS = {"held-out MD": "o", "training MD": "s", "all MD": "D", "raw samples": "^", "corrected samples": "v"}
 WIDTH_INCHES = 7.1  # the text width of A4
 MAP_LIMIT_KT = 8.0
 PROFILE_LIMIT_KT = 14.0  # samples that follow the Boltzmann distribution do not resolve more
@@ -103,7 +108,7 @@ def profile(directory: Path, evidence: Evidence, findings: Findings) -> None:
             curve = findings.profiles[label]
             x = np.degrees(curve.centres_rad)
             left.fill_between(x, curve.low, np.minimum(curve.high, 1e3), color=COLOURS[label], alpha=0.22, lw=0)
-            left.plot(x, curve.value, color=COLOURS[label], label=label)
+            left.plot(x, curve.value, color=COLOURS[label], ls=DASHES[label], label=label)
         highest = float(np.nanmax(findings.profiles["held-out MD"].value))
         left.set_ylim(-0.5, min(highest + 3.0, PROFILE_LIMIT_KT))
         left.set_xlim(-180, 180)
@@ -119,7 +124,7 @@ def profile(directory: Path, evidence: Evidence, findings: Findings) -> None:
             if np.isfinite([estimate.value, estimate.low, estimate.high]).all():
                 # a skewed bootstrap may leave its own estimate outside
                 ends = np.maximum([[estimate.value - estimate.low], [estimate.high - estimate.value]], 0.0)
-                right.errorbar(estimate.value, row, xerr=ends, fmt="o", color=COLOURS[name], capsize=2.5, ms=4)
+                right.errorbar(estimate.value, row, xerr=ends, fmt=MARKERS[name], color=COLOURS[name], capsize=2.5, ms=4)
             else:
                 right.text(0.5, row, "no estimate", transform=right.get_yaxis_transform(), ha="center", va="center", color=GREY)
         reference = findings.delta_f["held-out MD"]
@@ -143,7 +148,8 @@ def energies(directory: Path, evidence: Evidence) -> None:
             label = part.label + (f" ({beyond:.1%} of the weight outside the axis)" if beyond > 5e-4 else "")
             if part is reference:
                 axis.stairs(density / np.diff(bins), bins, fill=True, color=BLACK, alpha=0.15)
-            axis.stairs(density / np.diff(bins), bins, color=COLOURS[part.label], label=label, lw=1.4)
+            style = {"color": COLOURS[part.label], "ls": DASHES[part.label], "lw": 1.4}
+            axis.stairs(density / np.diff(bins), bins, label=label, **style)
         axis.set_xlabel("reduced potential energy u = U / kT")
         axis.set_ylabel("probability density / (1/kT)")
         axis.set_xlim(low, high)
@@ -247,14 +253,21 @@ def break_even(directory: Path, contests: list[Contest], costs: CostBook, names:
             top = 30 * max(value for value in (star, contest.n_0, contest.n_drawn, 100) if np.isfinite(value))
             n = np.geomspace(1, top, 120)
             md, surrogate = contest.md[contest.best], contest.surrogate
-            for cost, fixed, colour, label in (
-                (md, costs.equilibration, BLACK, "best MD"),
-                (surrogate, paid, BLUE, "surrogate, everything paid"),
+            for cost, fixed, colour, label, dashes in (
+                (md, costs.equilibration, BLACK, "best MD", "-"),
+                (surrogate, paid, BLUE, "surrogate, everything paid", (0, (4, 1.6))),
             ):
                 low, high = cost.interval()
                 axis.fill_between(n, fixed + n * low, np.minimum(fixed + n * high, 1e12), color=colour, alpha=0.15, lw=0)
-                axis.plot(n, fixed + n * cost.value, color=colour, label=label)
-            axis.plot(n, costs.training + n * surrogate.value, color=BLUE, ls="--", lw=1, label="surrogate, data there")
+                axis.plot(n, fixed + n * cost.value, color=colour, ls=dashes, label=label)
+            axis.plot(
+                n,
+                costs.training + n * surrogate.value,
+                color=BLUE,
+                ls=(0, (6, 1.5, 1, 1.5)),
+                lw=1,
+                label="surrogate, data there",
+            )
             axis.set_xscale("log")
             axis.set_yscale("log")
             for row, (value, name) in enumerate(((contest.n_0, "n$_0$"), (star, "n*"), (contest.n_drawn, "drawn"))):

@@ -54,6 +54,8 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
         "baseline_md": [speed.as_dict() for speed in results.speeds],
         "break_even": {contest.name: contest.as_dict() for contest in results.contests}
         or {"available": False, "reason": "the quality gate did not pass"},
+        "accuracy": results.accuracy.as_dict() if results.accuracy else None,
+        "left_out": [asdict(row) for row in results.left_out],
         "provenance": {"report": provenance(), "stages": stage_provenance(run)},
         "config": run.config.model_dump(mode="json"),
     }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,21 @@ import numpy as np
 
 from hpc_molgen import __version__, containers
 from hpc_molgen.analysis import kinetics
-from hpc_molgen.efficiency import coverage_report, document, economics, figures, series_report, temperature_report
+from hpc_molgen.efficiency import (
+    accuracy,
+    coverage_report,
+    document,
+    economics,
+    exclusions,
+    figures,
+    pages,
+    series_costs,
+    series_exclusions,
+    series_figures,
+    series_report,
+    sheet,
+    temperature_report,
+)
 from hpc_molgen.efficiency.baseline import measure_speeds
 from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.document import Results, Section
@@ -28,11 +41,9 @@ from hpc_molgen.provenance import provenance
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 
 def write_report(run: Run) -> dict[str, Any]:
-    """Write report/report.{html,md,json} and report/figures; return the figures of the stage.
+    """Write report/report.{html,md,json,csv} and report/figures; return the figures of the stage.
 
     Raises
     ------
@@ -44,23 +55,32 @@ def write_report(run: Run) -> dict[str, Any]:
     evidence = gather(run)
     findings = analyse(evidence, run.system.kt_kj_mol, run.config.report.bootstrap_samples, run.config.seed)
     results = _conclude(run, evidence, findings)
+    results = replace(results, accuracy=accuracy.of_results(results), left_out=exclusions.collect(run, results))
     lag = _draw(run, results)
     results = replace(results, tica_lag=lag)
     target = document.target_note(results.evidence.diagnostics)
     _render(run, results.verdict, document.key_figures(run, results), target, document.sections(run, results))
-    write_json(run.path("report", "report.json"), report_record(run, results))
+    _write_data(run, report_record(run, results))
     return _figures_of(results.verdict)
+
+
+def _write_data(run: Run, record: dict[str, Any]) -> None:
+    """Write report.json, and its figures as the table report.csv."""
+    write_json(run.path("report", "report.json"), record)
+    write_atomically(run.path("report", "report.csv"), sheet.as_csv(sheet.rows_of(record)).encode())
 
 
 def _write_series_report(run: Run) -> dict[str, Any]:
     """Write the report on a surrogate of trajectories."""
     findings = analyse_series(run)
     verdict = decide_series(findings, run.config.report.tolerance)
-    series_report.draw(run.path("report", "figures"), findings)
-    parts = series_report.sections(run, findings)
+    series_figures.draw(run.path("report", "figures"), findings)
+    left_out = series_exclusions.collect(run, findings, verdict)
+    parts = series_report.sections(run, findings, left_out)
     _render(run, verdict, series_report.key_figures(findings), series_report.TARGET, parts)
-    record = {"verdict": verdict_record(verdict), "findings": series_report.record(findings), "provenance": provenance()}
-    write_json(run.path("report", "report.json"), record)
+    record: dict[str, Any] = {"verdict": verdict_record(verdict), "findings": series_report.record(findings)}
+    record |= {"costs": series_costs.record(run), "left_out": [asdict(row) for row in left_out], "provenance": provenance()}
+    _write_data(run, record)
     return _figures_of(verdict)
 
 
@@ -119,6 +139,8 @@ def _draw(run: Run, results: Results) -> str:
     if results.contests:
         titles = {"slowest": "all observables converged", "dF": f"dF({names[0]} > 0) alone"}
         figures.break_even(directory, results.contests, results.costs, titles)
+    if results.accuracy:
+        accuracy.draw(directory, results.accuracy)
     if evidence.farm is None:
         return ""
     figures.farm(directory, evidence.farm)
@@ -149,12 +171,10 @@ def _render(
     EnvironmentProblem
         When they cannot be written.
     """
-    import jinja2
-
     images = {
-        name: "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+        picture.name: pages.embedded(run.path("report", "figures", f"{picture.name}.svg"))
         for part in parts
-        for name, path in ((picture.name, run.path("report", "figures", f"{picture.name}.svg")) for picture in part.pictures)
+        for picture in part.pictures
     }
     values = {
         "name": run.config.name,
@@ -172,12 +192,7 @@ def _render(
         "config": _config_text(run),
     }
     for name in ("report.html", "report.md"):
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=name.endswith("html"), trim_blocks=True, lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-        )  # fmt: skip
-        text = environment.get_template(f"{name}.j2").render(values)
-        write_atomically(run.path("report", name), text.encode())
+        write_atomically(run.path("report", name), pages.render(name, values).encode())
 
 
 def _containers(run: Run) -> list[str]:

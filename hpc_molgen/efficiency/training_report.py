@@ -10,8 +10,8 @@ import numpy as np
 
 from hpc_molgen.analysis.series import Bins
 from hpc_molgen.efficiency import figures
+from hpc_molgen.efficiency.series_figures import draw_courses, draw_surfaces
 from hpc_molgen.efficiency.series_findings import GENERATED, HELD_OUT
-from hpc_molgen.efficiency.series_report import draw_courses, draw_surfaces
 from hpc_molgen.errors import InputError
 
 if TYPE_CHECKING:

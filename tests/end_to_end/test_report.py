@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import shutil
@@ -47,6 +48,11 @@ def copy(tiny_run: Path, tmp_path: Path) -> Run:
 def read(run: Run) -> tuple[str, str, dict[str, Any]]:
     html, markdown, data = (run.path("report", f"report.{kind}").read_text() for kind in ("html", "md", "json"))
     return html, markdown, json.loads(data)
+
+
+def table(run: Run) -> list[dict[str, str]]:
+    with open(run.path("report", "report.csv"), newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_html_needs_no_other_file(reported: Path) -> None:
@@ -101,6 +107,47 @@ def test_json_has_what_others_read(reported: Path) -> None:
     assert "NaN" not in (reported / "report" / "report.json").read_text()
 
 
+def test_the_table_holds_the_same_figures(reported: Path) -> None:
+    run = Run.open(reported)
+    data, rows = read(run)[2], table(run)
+    assert list(rows[0]) == ["section", "quantity", "set", "value", "low", "high", "unit"]
+    found = {(row["section"], row["quantity"], row["set"]): row for row in rows}
+    corrected = found["delta_f", "delta_f", "corrected samples"]
+    assert float(corrected["value"]) == data["delta_f"]["corrected"]["value"] and corrected["unit"] == "kT"
+    assert float(corrected["low"]) == data["delta_f"]["corrected"]["low"]
+    assert float(found["weights", "k_hat", ""]["value"]) == data["weights"]["k_hat"]
+    spent = {stage["stage"]: stage["cpu_s"] for stage in data["costs"]["stages"]}
+    for stage, cpu_s in spent.items():
+        assert float(found["costs", "cpu_s", stage]["value"]) == cpu_s
+        assert float(found["costs", "core_h", stage]["value"]) == pytest.approx(cpu_s / 3600)
+    assert not {"break_even", "accuracy"} & {row["section"] for row in rows}  # the gate did not pass
+    assert not [row for row in rows if row["section"] == "effective_samples" and row["set"] == "corrected samples"]
+
+
+def test_what_was_left_out_is_told_from_the_run(reported: Path, copy: Run) -> None:
+    html, markdown, data = read(Run.open(reported))
+    rows = {row["what"]: row for row in data["left_out"]}
+    assert rows["certified observables"]["amount"] == "none" and "comparison of costs" in rows
+    assert rows["equilibration of the reference"]["amount"] == "1 ps of each of 4 walkers"
+    assert "replicas of the farm" not in rows and "attempts of replicas" not in rows and "results of other settings" not in rows
+    path = copy.path("farm", "manifest.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records[0] |= {"state": "failed", "error": "the energy is not finite"}
+    records[1] |= {"attempts": 3}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    copy.path("sample.old-0123").mkdir()
+    report_module.write_report(copy)
+    html, markdown, data = read(copy)
+    rows = {row["what"]: row for row in data["left_out"]}
+    assert rows["replicas of the farm"] == {
+        "what": "replicas of the farm", "amount": "1 in quarantine", "why": "the energy is not finite"
+    }  # fmt: skip
+    assert rows["attempts of replicas"]["amount"] == f"1 of {len(records)} replicas"
+    assert rows["results of other settings"]["amount"] == "1 of sample"
+    for page in (html, markdown):
+        assert "What was left out, and why" in page and "1 in quarantine" in page
+
+
 def test_every_table_names_the_target_of_the_weights(reported: Path) -> None:
     html, markdown, data = read(Run.open(reported))
     n_tables = html.count('<p class="note">')
@@ -148,6 +195,41 @@ def test_certified_run_prints_costs(copy: Run, monkeypatch: pytest.MonkeyPatch) 
     for page in (html, markdown):
         assert "n₀" in page
         assert "everything paid" in page
+
+
+def test_certified_run_shows_cost_against_accuracy_from_zero(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_module, "gate", lambda *_: (Check("by hand", True, "opened by the test"),))
+    report_module.write_report(copy)
+    html, markdown, data = read(copy)
+    assert copy.path("report", "figures", "accuracy.png").stat().st_size > 10_000
+    assert 'alt="accuracy"' in html and "](figures/accuracy.png)" in markdown
+    found, costs = data["accuracy"], data["costs"]
+    assert found["share"] == data["effective_samples"]["all MD"]["dF"]["share"]
+    curves = {curve["name"]: curve for curve in found["curves"]}
+    paid = curves["surrogate, everything paid"]
+    assert paid["fixed_cpu_s"] == pytest.approx(sum(costs[name] for name in ("data", "training", "validation", "checks")))
+    n = 1.96**2 / (0.1**2 * found["share"] * (1 - found["share"]))  # of them give 0.1 kT
+    for curve, price in (
+        (paid, data["break_even"]["dF"]["surrogate_cpu_s_per_effective_sample"]),
+        (curves["best MD"], data["break_even"]["dF"]["md_cpu_s_per_effective_sample"][data["break_even"]["dF"]["best_md"]]),
+    ):
+        assert curve["cpu_s_to_target"]["value"] == pytest.approx(curve["fixed_cpu_s"] + n * price["value"])
+        assert curve["cpu_s_to_target"]["low"] == pytest.approx(curve["fixed_cpu_s"] + n * price["low"])
+    rows = {(row["section"], row["quantity"], row["set"]): row for row in table(copy)}
+    drawn = rows["accuracy", "curves / cpu_s_to_target", "best MD"]
+    assert float(drawn["value"]) == curves["best MD"]["cpu_s_to_target"]["value"] and drawn["unit"] == "CPU s"
+    star = data["break_even"]["slowest"]["n_star"]["data paid"]
+    assert float(rows["break_even", "slowest / n_star", "data paid"]["value"]) == (
+        float("inf") if star["value"] is None else star["value"]
+    )
+    left_out = {row["what"]: row["why"] for row in data["left_out"]}
+    assert left_out["break-even, energies alone"] == "training saw frames of the reference"
+    assert "spread over trainings" in left_out and "comparison of costs" not in left_out
+    names = [name for name in data["basins"]["held-out MD"] if f"share of {name}" not in left_out]
+    for name in names:  # what is not told to be left out agrees with MD
+        ours, theirs = data["basins"]["corrected samples"][name], data["basins"]["held-out MD"][name]
+        error = (ours["standard_error"] ** 2 + theirs["standard_error"] ** 2) ** 0.5
+        assert abs(ours["value"] - theirs["value"]) <= 1.96 * error
 
 
 def test_without_weights_every_table_says_so(copy: Run) -> None:

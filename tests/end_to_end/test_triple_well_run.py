@@ -63,6 +63,16 @@ def test_a_run_ends_in_a_report(finished: Path) -> None:
     assert "No importance weights exist" in text and "Mean first-passage times" in text
     for name in ("surfaces", "kinetics"):
         assert (finished / "report" / "figures" / f"{name}.svg").stat().st_size > 5000
+    stages = {stage["stage"]: stage for stage in report["costs"]["stages"]}
+    assert list(stages) == ["reference", "featurize", "train", "sample"] and stages["train"]["cpu_s"] > 0
+    rows = (finished / "report" / "report.csv").read_text().splitlines()
+    assert rows[0] == "section,quantity,set,value,low,high,unit"
+    assert f"costs,cpu_s,train,{stages['train']['cpu_s']},,,CPU s" in rows
+    left = sets["generated"]["populations"][0]
+    assert f"sets,populations / left,generated,{left['value']},{left['low']},{left['high']},1" in rows
+    left_out = {row["what"]: row for row in report["left_out"]}
+    assert left_out["farm"]["amount"] == "not run" and "comparison of costs with MD" in left_out
+    assert "What was left out, and why" in text
     assert not (finished / "correct").exists() and not (finished / "farm").exists()
 
 

@@ -32,6 +32,7 @@ TOOLS = {  # what is done with records: (files) -> (text, passed)
     "compare": "hpc_molgen.efficiency.suites.compare:compare_files",
     "guard": "hpc_molgen.efficiency.suites.guard:guard_files",
     "schema": "hpc_molgen.efficiency.suites.schema:schema_files",
+    "report": "hpc_molgen.efficiency.suites.campaign:report_files",
 }
 SIZES = ("smoke", "laptop", "cluster")  # seconds on any machine; minutes on two cores; hours of a whole node, with its GPUs
 
@@ -46,9 +47,9 @@ def suite_function(name: str) -> Suite:
     return found
 
 
-def use_records(tool: str, files: Sequence[Path]) -> tuple[str, bool]:
-    """Compare records, hold them against floors, or print their schema; return a text and whether all is well."""
-    text, passed = _load(TOOLS[tool])(files)
+def use_records(tool: str, files: Sequence[Path], **options: Any) -> tuple[str, bool]:
+    """Compare records, hold them against floors, report on them, or print their schema; return a text, and if all is well."""
+    text, passed = _load(TOOLS[tool])(files, **options)
     return str(text), bool(passed)
 
 

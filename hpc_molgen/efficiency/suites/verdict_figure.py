@@ -11,7 +11,9 @@ import numpy as np
 from hpc_molgen.efficiency.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, canvas
 from hpc_molgen.efficiency.suites.verdict_scores import TARGET_KT, Series, Truth
 
-COLOURS = (BLACK, GREY, "#6b4c9a", GREEN, VERMILLION, BLUE, "#56B4E9", ORANGE, "#CC79A7", "#8c564b")
+COLOURS = (BLACK, ORANGE, BLUE, GREEN, VERMILLION, "#56B4E9", "#CC79A7", GREY)  # Okabe and Ito, for colour-blind readers
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (4, 1.2, 1, 1.2)))  # of the first methods, the next ones, and so on
+MARKERS = "os^vDPXp*h<>8d"  # for grey print
 POINTS = 200
 GAP, NEAR = 1.28, 5.0  # ratio of the heights of two labels, and of the times within which they could overlap
 
@@ -22,7 +24,8 @@ def draw(
     """Write FOLDER/NAME.png (and .svg); return the file's name, or None where no method has an interval.
 
     Thin lines are seeds, the bold one their median; it begins where the fixed costs are paid, and goes on, dotted, by 1/sqrt of
-    the time since then. A method whose weights are wrong by design (`biased`) is a flat line at the error of its last estimate.
+    the time since then. Markers at its ends tell it from others in grey print. A method whose weights are wrong by design
+    (`biased`) is a flat line at the error of its last estimate.
     Methods without an interval are named below.
     """
     curves = {key: lines for key, many in series.items() if (lines := _lines(many, truth, biased=key in biased))}
@@ -36,18 +39,18 @@ def draw(
             colour = COLOURS[number % len(COLOURS)]
             if key not in curves:
                 continue
-            style = "--" if key in biased else "-"
+            style, marker = DASHES[number // len(COLOURS) % len(DASHES)], MARKERS[number % len(MARKERS)]
             for x, y in curves[key]:
                 axis.plot(x, y, color=colour, lw=0.6, alpha=0.45, ls=style)
             x, y = median_curve(curves[key])
             axis.plot(x, y, color=colour, lw=2.4, ls=style, solid_capstyle="round")
-            axis.plot(x[0], y[0], "o", color=colour, ms=4.5)
+            axis.plot(x[[0, -1]], y[[0, -1]], marker, color=colour, ms=5, mec="white", mew=0.4)
             if key not in biased and y[-1] > TARGET_KT:
                 fixed = float(np.median([one.fixed_cpu_s for one in many]))
                 beyond = np.geomspace(y[-1], TARGET_KT, 50)
                 axis.plot(fixed + (x[-1] - fixed) * (y[-1] / beyond) ** 2, beyond, color=colour, lw=0.9, ls=":")
             ends[key] = (x[-1], y[-1], colour)
-        axis.set(xscale="log", yscale="log", xlabel="core-seconds from zero, everything counted (dots: fixed costs are paid)")
+        axis.set(xscale="log", yscale="log", xlabel="core-seconds from zero, all counted (first markers: fixed costs paid)")
         latest = axis.get_xlim()[1]
         for x, y, colour in (end for key, end in ends.items() if key in biased):
             axis.plot([x, latest], [y, y], color=colour, lw=0.9, ls=":")

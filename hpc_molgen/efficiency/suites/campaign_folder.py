@@ -1,0 +1,130 @@
+"""What a folder of a campaign holds: records of benchmarks, reports of runs, and files that are neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hpc_molgen.efficiency.suites.schema import BenchmarkRecord
+from hpc_molgen.errors import InputError
+from hpc_molgen.files import read_json
+
+FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of a record that lacks what a part needs
+_SIZES = ("smoke", "plan", "laptop", "cluster")  # the later says more
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The report of a run.
+
+    Attributes
+    ----------
+    name : str
+        Of the folder.
+    place : Path
+        Where report.json lies, from the campaign's folder.
+    data : dict
+        report.json.
+    """
+
+    name: str
+    place: Path
+    data: dict[str, Any]
+
+    @property
+    def of_structures(self) -> bool:
+        """Whether the surrogate makes structures, which have weights and break-even points, and no trajectories."""
+        return "findings" not in self.data
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A folder that was read.
+
+    Attributes
+    ----------
+    folder : Path
+    records : dict
+        File without its ending -> record.
+    runs : tuple of RunReport
+    unread : list of (str, str)
+        Files that were left out, and why.
+    """
+
+    folder: Path
+    records: dict[str, dict[str, Any]]
+    runs: tuple[RunReport, ...]
+    unread: list[tuple[str, str]] = field(default_factory=list)
+
+    def of_suite(self, suite: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the records of a suite with their names, the one that says most first: the largest size, then the newest."""
+        found = [(name, record) for name, record in self.records.items() if record["suite"] == suite]
+
+        def order(pair: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+            size = pair[1]["size"]
+            return _SIZES.index(size) if size in _SIZES else -1, str(pair[1]["date_utc"])
+
+        yield from sorted(found, key=order, reverse=True)
+
+
+def read_campaign(folder: Path) -> Campaign:
+    """Read FOLDER/*.json, and report.json of its subfolders or of run directories in it.
+
+    Raises
+    ------
+    InputError
+        When it is no folder, or holds neither a record nor a run's report that can be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; benchmark report takes the folder that records were written to")
+    records, runs, unread = {}, [], list[tuple[str, str]]()
+    for path in sorted(folder.glob("*.json")):
+        content = _read(path, folder, unread)
+        if content is not None and (reason := _no_record(content)):
+            unread.append((path.name, reason))
+        elif content is not None:
+            records[path.stem] = content
+    for path in sorted([*folder.glob("*/report.json"), *folder.glob("*/report/report.json")]):
+        content = _read(path, folder, unread)
+        place = path.parent.relative_to(folder)
+        if isinstance(content, dict) and isinstance((content.get("verdict") or {}).get("sentence"), str):
+            runs.append(RunReport(place.parts[0], place, content))
+        elif content is not None:
+            unread.append((str(place / path.name), "no report of a run: it has no verdict"))
+    if not records and not runs:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in unread)
+        raise InputError(
+            f"{folder}: holds neither a record of a benchmark (SUITE-SIZE.json) nor a report of a run (NAME/report.json)"
+            f"{reasons}"
+        )
+    return Campaign(folder, records, tuple(runs), unread)
+
+
+def _read(path: Path, folder: Path, unread: list[tuple[str, str]]) -> Any:
+    """Return the content of a file, or None where it cannot be read, which is then noted."""
+    try:
+        return read_json(path)
+    except InputError as error:
+        unread.append((str(path.relative_to(folder)), str(error.__cause__ or "not readable")))
+        return None
+
+
+def _no_record(content: Any) -> str:
+    """Return why this is no record; "" where it is one. Keys that this version does not know are no reason."""
+    if not isinstance(content, dict) or "suite" not in content:
+        return "no record of a benchmark: it names no suite"
+    try:
+        BenchmarkRecord.model_validate(content)
+    except ValidationError as error:
+        places = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            for one in error.errors(include_url=False, include_input=False)
+            if one["type"] != "extra_forbidden"
+        ]
+        if places:
+            return f"it does not follow the schema ({'; '.join(places[:3])}{'; ...' if len(places) > 3 else ''})"
+    return ""
