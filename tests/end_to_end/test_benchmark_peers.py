@@ -53,6 +53,13 @@ def test_trajectories_are_judged_and_not_praised(smoke: Path) -> None:
     assert record["load"]["n"] >= 1 and record["load"]["others_busy_cores"]["max"] >= 0
 
 
+def test_no_ratio_is_below_its_floor(command: CommandLine, smoke: Path) -> None:
+    floors = Path(__file__).resolve().parents[2] / "benchmarks" / "floors.yaml"
+    guard = command("benchmark", "guard", str(floors), str(smoke / "trajectories-smoke.json"))
+    assert guard.returncode == 0, guard.stdout + guard.stderr
+    assert guard.stdout.count("| ok |") == 2
+
+
 def test_where_the_gate_is_passed_the_price_is_printed(smoke: Path) -> None:
     results = read(smoke, "trajectories-smoke")[0]["results"]
     for row in results["seeds"]:

@@ -32,7 +32,7 @@ def test_smoke_run_writes_a_complete_record(command: CommandLine, tmp_path: Path
 
 def test_wrong_size_lists_the_sizes(command: CommandLine, tmp_path: Path) -> None:
     shown = command("benchmark", "ramachandran", "--size", "huge", "--out", str(tmp_path))
-    assert shown.returncode == 2 and "smoke, laptop" in shown.stderr
+    assert shown.returncode == 2 and "smoke, laptop, cluster" in shown.stderr
 
 
 @pytest.mark.parametrize("line", ["ramachandran"])

@@ -20,7 +20,8 @@ from hpc_molgen.efficiency.suites.scaling import plan_record
 from hpc_molgen.efficiency.suites.scaling_inputs import parse_inputs, read_points
 from hpc_molgen.efficiency.suites.training import _two
 from hpc_molgen.efficiency.suites.training_processes import Operations, Timing, count_operations
-from hpc_molgen.efficiency.suites.training_tables import gpu_tables
+from hpc_molgen.efficiency.suites.training_quality import judged_steps, summary
+from hpc_molgen.efficiency.suites.training_tables import gpu_tables, quality_answer
 from hpc_molgen.efficiency.suites.training_workloads import SMALL_WORKLOADS, WORKLOADS, make_trainer, parameter_bytes
 from hpc_molgen.errors import InputError
 from hpc_molgen.training.loop import Trainer
@@ -67,6 +68,41 @@ def test_training(command: CommandLine, tmp_path: Path) -> None:
     assert len(record["targets"]) == (2 if available_cores() > 1 else 0)
     if available_cores() > 1:
         assert "From one process to two" in text and "all-reduce alone" in text
+    check_quality(record, text)
+
+
+def check_quality(record: dict[str, Any], text: str) -> None:
+    """Curves of each seed at the same steps, whose divergence falls; the target's times are those of the curves."""
+    results = record["results"]
+    assert results["reference"]["floor"]["n"] == 3 and results["time_to_quality"].keys() == {"diffusion", "flow"}
+    for row in results["time_to_quality"].values():
+        assert row["n_seeds"] == len(row["curve"]) == 3 and f"Training to a quality: {row['words']}" in text
+        for points in row["curve"]:
+            assert [point["step"] for point in points][:3] == [8, 11, 16] and 0 < points[0]["cpu_s"] < points[-1]["cpu_s"]
+            assert points[-1]["over_floor"] < points[0]["over_floor"]
+        n_there = 3 - row["n_missed"]
+        assert (row["cpu_s"]["n"] if row["cpu_s"] else 0) == n_there
+    assert sum("the noise floor after" in sentence for sentence in record["answer"]) == 2
+
+
+def test_a_quality_is_reached_where_it_is_kept_and_a_seed_that_misses_it_is_in_no_mean() -> None:
+    def curve(*ratios: float) -> list[dict[str, float]]:
+        return [{"step": 8 * 2**k, "cpu_s": 1.0 + k, "wall_s": 2.0 + k, "over_floor": ratio} for k, ratio in enumerate(ratios)]
+
+    lucky_once, at_once, never = curve(1.2, 1.3, 1.25, 1.1), curve(1.2, 1.0, 1.1, 1.0), curve(3.0, 1.0, 1.1, 1.26)
+    found = summary([lucky_once, at_once, never])
+    assert (found["n_seeds"], found["n_missed"], found["curve"][2]) == (3, 1, never)
+    assert found["cpu_s"]["values"] == [3.0, 1.0] and found["wall_s"]["values"] == [4.0, 2.0]
+    assert found["steps"]["values"] == [32, 8]
+    reference = {"limit": 1.25, "n_samples": 10}
+    (said,) = quality_answer({"reference": reference, "time_to_quality": {"x": {"words": "a network", **found}}})
+    assert said.startswith("A network: within 1.25 times the noise floor after 2 ± 1.4 CPU s")
+    assert "2 seeds; 1 of 3 seeds did not get there" in said
+    nobody = {"words": "a network", **summary([never, never])}
+    assert nobody["cpu_s"] is None
+    (said,) = quality_answer({"reference": reference, "time_to_quality": {"x": nobody}})
+    assert said == "A network: no seed was within 1.25 times the noise floor after 64 steps."
+    assert judged_steps(64, 300) == [64, 91, 128, 181, 256, 300] and judged_steps(64, 128) == [64, 91, 128]
 
 
 def test_ratios_and_parts_of_two_processes_by_hand() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hpc_molgen.config import RunConfig
+from hpc_molgen.efficiency.suites.farm_scaling import plan_scaling, scaling_results
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.farm import ledger
 from hpc_molgen.structures import pdb_text
@@ -24,6 +25,7 @@ from tests.conftest import CommandLine
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 needs_mpi = pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec here: pip install 'hpc-molgen[mpi]'")
+FLOORS = Path(__file__).resolve().parents[2] / "benchmarks" / "floors.yaml"
 N = 6
 
 
@@ -195,9 +197,35 @@ def test_benchmark_farm(command: CommandLine, tmp_path: Path) -> None:
     assert (results["engines"] is None) == (shutil.which("gmx") is None)
     if results["engines"]:
         assert all(speed["mean"] > 0 for speed in results["engines"]["ns_per_day"].values())
-    assert results["queue"]["distinct"] == results["queue"]["records"] == 2000 and results["pairs_percent"]["cpu_s"]["n"] == 2
+    assert results["queue"]["distinct"] == results["queue"]["records"] == 2000 and results["pairs_percent"]["cpu_s"]["n"] == 6
     assert all(part["ns"] > 0 and part["cpu_s"] > 0 for part in results["rounds"][0].values())
+    for kind, replicas in (("strong", [2, 2]), ("weak", [2, 4])):
+        part, n = results["scaling"][kind], min(2, available_cores())
+        assert part["ranks"] == [1, 2][:n] and part["replicas"] == replicas[:n] and part["efficiency"][0]["values"] == [1.0]
+        assert all(value["mean"] > 0 for value in part["efficiency"]) and len(part["ns_per_day"]) == n
     assert "2,000 replicas that do nothing pass the queue" in (tmp_path / "farm-smoke.md").read_text()
+    guard = command("benchmark", "guard", str(FLOORS), str(tmp_path / "farm-smoke.json"))
+    assert guard.returncode == 0, guard.stdout + guard.stderr
+
+
+def test_farms_of_strong_and_weak_scaling() -> None:
+    two, many = plan_scaling(2, 12), plan_scaling(24, 12)
+    assert [(case.key, case.n_ranks, case.n_replicas) for case in two.cases.values()] == [
+        ("one", 1, 12), ("two", 2, 24), ("strong 2", 2, 12)
+    ]  # fmt: skip
+    assert two.strong[0] is two.weak[0], "what runs on one rank serves both"
+    assert [(case.n_ranks, case.n_replicas) for case in many.strong] == [(n, 64) for n in (1, 2, 4, 8, 16)]
+    assert [(case.n_ranks, case.n_replicas) for case in many.weak] == [(n, 12 * n) for n in (1, 2, 4, 8, 16)]
+    assert many.n_replicas == 192 and plan_scaling(1, 12).cases.keys() == {"one"}
+    assert [case.n_ranks for case in plan_scaling(1024, 12).strong][-1] == 256
+    seconds = {"one": 10.0, "two": 12.5, "strong 2": 8.0}
+    rounds = [
+        {key: {"wall_s": s * slow, "ns": two.cases[key].n_replicas * 0.1} for key, s in seconds.items()} for slow in (1, 3)
+    ]
+    found = scaling_results(rounds, two)
+    assert found["strong"]["efficiency"][1]["values"] == pytest.approx([10 / 8 / 2] * 2)
+    assert found["weak"]["efficiency"][1]["values"] == pytest.approx([10 / 12.5] * 2)
+    assert found["weak"]["ns_per_day"][0]["values"] == pytest.approx([1.2 / 10 * 86_400, 1.2 / 30 * 86_400])
 
 
 def test_the_defaults_fit_together() -> None:

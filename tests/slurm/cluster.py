@@ -239,6 +239,10 @@ class Cluster:
         """Return how often a job went back into the queue."""
         return int(self._call(["squeue", "-h", "-t", "all", "-j", job, "-O", "RestartCnt"]).stdout)
 
+    def exit_code(self, job: str) -> int:
+        """Return the exit code of a job that has ended."""
+        return int(self._call(["scontrol", "show", "job", job]).stdout.partition(" ExitCode=")[2].partition(":")[0])
+
     def control(self, *command: str) -> None:
         """Run a client command that has to succeed."""
         ended = self._call(list(command))

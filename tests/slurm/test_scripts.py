@@ -11,6 +11,7 @@ import pytest
 from cluster import Cluster, wait_for
 from jobs import Command, logs, sbatch, script_env, small_config, status, undone, wait_for_step
 
+from hpc_molgen.efficiency.suites import SUITES
 from hpc_molgen.launch.site import SITES
 from hpc_molgen.run import Run
 
@@ -79,6 +80,41 @@ def test_benchmark_sbatch_runs_a_suite(cluster: Cluster, tmp_path: Path) -> None
     job = sbatch(cluster, f"--output={log}", str(SCRIPTS / "benchmark.sbatch"), "energies", str(tmp_path), "--size", "smoke")
     assert cluster.wait(job) == "COMPLETED", log.read_text()
     assert (tmp_path / "energies-smoke.json").is_file()
+
+
+def test_an_array_runs_one_suite_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    """Two cheap ones, of which one is warned and goes on, with ranks that they do not use; and a number without a suite."""
+    names = list(SUITES)
+    chosen = {name: names.index(name) for name in ("energies", "ramachandran")}
+    array = f"--array={','.join(map(str, chosen.values()))},{len(names)}"
+    options = [array, "--ntasks-per-node=2", f"--output={tmp_path}/log-%a"]
+    job = sbatch(cluster, *options, str(SCRIPTS / "benchmark.sbatch"), str(tmp_path / "results"), "--size", "smoke")
+    logs_of = {name: tmp_path / f"log-{number}" for name, number in chosen.items()}
+    warned, number = logs_of["ramachandran"], chosen["ramachandran"]
+    wait_for(lambda: warned.is_file() and "reference MD" in warned.read_text(), "the first stage")
+    cluster.control("scancel", "--signal=USR2", f"{job}_{number}")
+    assert cluster.wait(job) == "COMPLETED FAILED", [log.read_text() for log in logs_of.values()]
+    assert cluster.restarts(f"{job}_{number}") == 1 and "goes back into the queue" in warned.read_text()
+    for name, number in chosen.items():
+        assert cluster.state(f"{job}_{number}") == "COMPLETED", logs_of[name].read_text()
+        assert (tmp_path / "results" / f"{name}-smoke.json").is_file()
+        text = logs_of[name].read_text()
+        assert f"suite {number} is {name}" in text and text.count(f"/{name}-smoke.json\n") == 1, text
+    beyond = (tmp_path / f"log-{len(names)}").read_text()
+    assert f"there is no suite {len(names)}, only 0 to {len(names) - 1}: {' '.join(names)}" in beyond
+    assert cluster.exit_code(f"{job}_{len(names)}") == 2
+
+
+def test_ranks_of_a_suite_reach_all_nodes_of_its_job(cluster: Cluster, tmp_path: Path) -> None:
+    """As `benchmark.sbatch` starts a suite: one task on one node, of a job that has two."""
+    script, log = tmp_path / "job.sh", tmp_path / "log"
+    scaling = "from hpc_molgen.efficiency.suites.farm_scaling import mpiexec, reachable_cores, run_command"
+    here = "run_command([*mpiexec(2), 'bash', '-c', 'echo here:$SLURMD_NODENAME,$PMI_SIZE'])"
+    line = f'python -c "{scaling}; print(reachable_cores()); print({here})"'
+    script.write_text(f"#!/bin/bash\nsrun --nodes=1 --ntasks=1 --cpus-per-task=4 {line}\n".replace("$", "\\$"))
+    job = sbatch(cluster, f"--output={log}", "--nodes=2", "--ntasks-per-node=4", str(script))
+    assert cluster.wait(job) == "COMPLETED", log.read_text()
+    assert "(8, '')" in log.read_text() and log.read_text().count(f"here:{cluster.nodes[0]},2") == 2, log.read_text()
 
 
 def test_a_script_without_its_arguments_says_how_it_is_used(cluster: Cluster, tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 FLOORS = BENCHMARKS / "floors.yaml"
 
 
-@pytest.mark.parametrize("suite", ["energies", "md"])
+@pytest.mark.parametrize("suite", ["energies", "md", "density"])
 def test_kept_records_are_above_all_floors_and_one_that_fell_is_not(suite: str, tmp_path: Path) -> None:
     kept = BENCHMARKS / "reports" / f"{suite}-laptop.json"
     text, passed = guard_files([FLOORS, kept])
     floors = yaml.safe_load(FLOORS.read_text())[suite]
-    assert passed and text.count("| ok |") == len(floors) >= 3
+    assert passed and text.count("| ok |") == len(floors) >= 1
     assert floors.keys() <= dict(repeated(json.loads(kept.read_text())["results"])).keys()
 
     record = json.loads(kept.read_text())
@@ -40,6 +40,10 @@ def test_kept_records_are_above_all_floors_and_one_that_fell_is_not(suite: str, 
         place = place[key]
     del place[rest[-1]]  # instructions that a processor lacks
     (tmp_path / "lacks.json").write_text(json.dumps(record))
+    if len(floors) == 1:
+        with pytest.raises(InputError, match="no floor for anything"):
+            guard_files([FLOORS, tmp_path / "lacks.json"])
+        return
     text, passed = guard_files([FLOORS, tmp_path / "lacks.json"])
     assert passed and text.count("not measured here") == 1
 

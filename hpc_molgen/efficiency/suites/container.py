@@ -43,7 +43,11 @@ class Settings:
     n_starts: int
 
 
-SIZES = {"laptop": Settings(60, 4, 0.5, 10), "smoke": Settings(2, 2, 0.2, 2)}
+SIZES = {
+    "laptop": Settings(60, 4, 0.5, 10),
+    "smoke": Settings(2, 2, 0.2, 2),
+    "cluster": Settings(300, 4, 1.0, 50),
+}
 
 
 def container(size: str, out: Path, seed: int) -> dict[str, Any]:

@@ -87,6 +87,17 @@ SIZES = {
         compiled=False,
         gpu=GpuSettings(batches=(1000, 10_000), compiled=False, measure_s=0.05),
     ),
+    "cluster": Size(
+        n_frames=100_000,
+        n_judged=10_000,
+        n_openmm=5000,
+        n_torch=16_000,
+        n_many=10_000_000,
+        n_rounds=20,
+        measure_s=3.0,
+        n_copies=1000,
+        gpu=GpuSettings(batches=(1000, 10_000, 100_000, 1_000_000, 4_000_000), n_rounds=10, measure_s=1.0),
+    ),
 }
 
 
@@ -213,7 +224,7 @@ def warm_up(evaluators: list[Evaluator], frames: np.ndarray, costs: Costs, notes
             costs.add(f"compiling energies and forces, {evaluator.key}", cpu_seconds() - cpu, watch.wall_s)
         else:
             first += watch.cpu_s, watch.wall_s
-    costs.add("first calls of all other methods", *first.tolist())
+    costs.add("first calls of all other methods", float(first[0]), float(first[1]))
     return kept
 
 

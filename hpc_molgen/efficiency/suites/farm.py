@@ -1,11 +1,14 @@
-"""Suite `farm`: what scheduling and writing cost, what a second rank brings, and how many replicas the queue can handle."""
+"""Suite `farm`: what scheduling and writing cost, how speed grows with the ranks, and how many replicas the queue can handle.
+
+Bare loops are compared with farms on two ranks in all sizes. Strong and weak scaling goes to two ranks, in the size cluster to
+every core of the machine, or of all nodes of the Slurm job where mpiexec reaches them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,10 +20,18 @@ import numpy as np
 
 from hpc_molgen.config import FarmConfig, RunConfig, SystemConfig, dump_config
 from hpc_molgen.dynamics.engine import Engine
+from hpc_molgen.efficiency.suites import farm_tables as tables
 from hpc_molgen.efficiency.suites.farm_engines import Lengths, side_by_side
-from hpc_molgen.efficiency.suites.record import Costs, spread
-from hpc_molgen.efficiency.suites.rounds import pinned, target, target_sentence
-from hpc_molgen.errors import EnvironmentProblem
+from hpc_molgen.efficiency.suites.farm_scaling import (
+    Case,
+    farm_on_ranks,
+    plan_scaling,
+    reachable_cores,
+    run_command,
+    scaling_results,
+)
+from hpc_molgen.efficiency.suites.record import Costs
+from hpc_molgen.efficiency.suites.rounds import pinned
 from hpc_molgen.farm.job import Job
 from hpc_molgen.farm.plan import Task
 from hpc_molgen.farm.protocol import make_protocol
@@ -38,7 +49,15 @@ PATIENCE_S = 900.0
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: replicas of how many ps, rounds, pairs of one replica each, simulated replicas, engines."""
+    """How much is measured: replicas of how many ps, rounds, pairs of one replica each, simulated replicas, engines.
+
+    Attributes
+    ----------
+    n_replicas : int
+        On two ranks; on one rank half of them.
+    all_cores : bool
+        Whether scaling goes to all cores that there are, instead of two.
+    """
 
     n_replicas: int
     production_ps: float
@@ -46,11 +65,13 @@ class Effort:
     n_pairs: int
     n_simulated: int
     lengths: Lengths
+    all_cores: bool = False
 
 
 SIZES = {
-    "laptop": Effort(24, 100.0, 4, 24, 100_000, Lengths(4.0, 12.0, 1500.0, 2_000_000, 3)),
-    "smoke": Effort(4, 4.0, 1, 2, 2_000, Lengths(0.04, 0.04, 2.0, 2_000, 1)),
+    "laptop": Effort(24, 80.0, 3, 12, 100_000, Lengths(2.0, 6.0, 750.0, 1_000_000, 3)),
+    "smoke": Effort(4, 4.0, 1, 6, 2_000, Lengths(0.04, 0.04, 2.0, 2_000, 1)),
+    "cluster": Effort(48, 100.0, 4, 48, 1_000_000, Lengths(8.0, 24.0, 3000.0, 4_000_000, 5), all_cores=True),
 }
 SIMULATED_RANKS = 8
 
@@ -58,23 +79,49 @@ SIMULATED_RANKS = 8
 def farm(size: str, out: Path, seed: int) -> dict[str, Any]:
     """Run farms beside bare loops, and the queue alone; return this part of the record."""
     effort, costs, system = SIZES[size], Costs(), load_system(SystemConfig())
-    rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory(dir=out) as name:
         folder = Path(name)
         starts = write_starts(folder, system, effort.n_replicas)
-        with costs.stage("farms on two ranks and on one, and bare loops of OpenMM (CPU seconds of this process)"):
-            for number in range(effort.n_rounds):
-                order = ["two", "bare", "one"] if number % 2 == 0 else ["one", "bare", "two"]
-                rounds.append({what: _run(what, folder / f"{what}-{number}", starts, system, effort, seed) for what in order})
+        n_cores, note = reachable_cores() if effort.all_cores else (min(2, available_cores()), "")
+        scaling = plan_scaling(n_cores, effort.n_replicas // 2)
+        with costs.stage("farms on one rank, on two and on more, and bare loops of OpenMM on two processes"):
+            rounds = _rounds(folder, starts, system, scaling.cases, effort, seed)
         with costs.stage("replicas by the farm's worker and by a bare loop, in turn"):
             pairs = _pairs(folder, starts, system, effort, seed)
-        with costs.stage(f"{effort.n_simulated:,} simulated replicas on {SIMULATED_RANKS} ranks (CPU seconds of this process)"):
+        with costs.stage(f"{effort.n_simulated:,} simulated replicas on {SIMULATED_RANKS} ranks"):
             simulated = _simulate(folder / "simulated", effort.n_simulated)
-        with costs.stage("engines of the farm beside GROMACS (CPU seconds of this process)"):
+        with costs.stage("engines of the farm beside GROMACS"):
             engines = side_by_side(
                 folder, starts, effort.lengths, seed, lambda *arguments: _farm_of(folder, seed, *arguments)
             )  # fmt: skip
-    return _record(rounds, pairs, simulated, engines, effort, costs, size)
+    results = tables.results_of(rounds, pairs, simulated, engines, scaling_results(rounds, scaling))
+    record = tables.record_of(results, effort.n_replicas, size)
+    return {**record, "notes": [*record["notes"], *([note] if note else [])], "costs": costs.stages}
+
+
+def _rounds(
+    folder: Path, starts: Path, system: MolecularSystem, cases: dict[str, Case], effort: Effort, seed: int
+) -> list[dict[str, dict[str, float]]]:
+    """Run the bare loops and every farm once a round, in turn forwards and backwards."""
+    cases = {"two": Case("two", 2, effort.n_replicas), **cases}
+    most = max(case.n_replicas for case in cases.values())
+    many = starts
+    if most > effort.n_replicas:
+        (folder / "many").mkdir()
+        many = write_starts(folder / "many", system, most)
+
+    def run(what: str, number: int) -> dict[str, float]:
+        if what == "bare":
+            return _bare(starts, system, _config(starts, effort, effort.n_replicas, seed).farm, seed)
+        case = cases[what]
+        config = _config(starts if what in ("one", "two") else many, effort, case.n_replicas, seed)
+        return farm_on_ranks(folder / f"{what}-{number}", config, case.n_ranks)
+
+    rounds = []
+    order = ["two", "bare", *(key for key in cases if key != "two")]
+    for number in range(effort.n_rounds):
+        rounds.append({what: run(what, number) for what in (order if number % 2 == 0 else order[::-1])})
+    return rounds
 
 
 def write_starts(folder: Path, system: MolecularSystem, n: int) -> Path:
@@ -93,40 +140,14 @@ def _config(starts: Path, effort: Effort, n: int, seed: int) -> RunConfig:
     return RunConfig.model_validate({"name": "farm", "seed": seed, "farm": settings})
 
 
-def _run(what: str, folder: Path, starts: Path, system: MolecularSystem, effort: Effort, seed: int) -> dict[str, float]:
-    """Return wall and CPU seconds of the loop, and the simulated ns."""
-    folder.mkdir()
-    if what == "bare":
-        return _bare(starts, system, _config(starts, effort, effort.n_replicas, seed).farm, seed)
-    n_ranks = 2 if what == "two" else 1
-    config = _config(starts, effort, effort.n_replicas * n_ranks // 2, seed)  # one rank gets half of the work
-    (folder / "config.yaml").write_text(dump_config(config))
-    line = [*mpiexec(n_ranks), sys.executable, "-m", "hpc_molgen", "farm", str(folder / "config.yaml")]
-    _command([*line, "--out", str(folder / "run")], n_ranks)
-    details = json.loads((folder / "run" / "farm" / "done.json").read_text())["details"]
-    return {"wall_s": details["loop_s"], "cpu_s": details["loop_cpu_s"], "ns": details["simulated_ns"]}
-
-
 def _farm_of(folder: Path, seed: int, name: str, settings: dict[str, Any], system: str) -> dict[str, float]:
     """Run a farm of these settings on two processes; return wall seconds of its loop and simulated ns."""
     values = {"name": name, "seed": seed, "system": {"name": system}, "farm": settings}
     path = folder / f"{name}.yaml"
     path.write_text(dump_config(RunConfig.model_validate(values)))
-    _command([sys.executable, "-m", "hpc_molgen", "farm", str(path), "--out", str(folder / name)])
+    run_command([sys.executable, "-m", "hpc_molgen", "farm", str(path), "--out", str(folder / name)])
     details = json.loads((folder / name / "farm" / "done.json").read_text())["details"]
     return {"wall_s": details["loop_s"], "ns": details["simulated_ns"]}
-
-
-def _command(line: list[str], n_cores: int = 2) -> None:
-    """Run a program on the first cores: a single rank that has more of them would start processes there."""
-    cores = set(sorted(os.sched_getaffinity(0))[:n_cores])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HPC_MOLGEN_LOG": "WARNING"}
-    ended = subprocess.run(
-        line, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )  # fmt: skip
-    if ended.returncode:
-        raise EnvironmentProblem(f"{' '.join(line)} ended with {ended.returncode}: {ended.stderr[-500:]}")
 
 
 def _bare(starts: Path, system: MolecularSystem, config: FarmConfig, seed: int) -> dict[str, float]:
@@ -178,136 +199,30 @@ def _loop(system: MolecularSystem, config: FarmConfig, pdb: str, seed: int) -> N
 
 
 def _pairs(folder: Path, starts: Path, system: MolecularSystem, effort: Effort, seed: int) -> dict[str, Any]:
-    """Return what the farm's worker takes more than a bare loop, in %, replica by replica in turn on one core."""
+    """Return wall and CPU seconds of the farm's worker and of a bare loop, replica by replica in turn on one core."""
     config, names = _config(starts, effort, effort.n_replicas, seed).farm, sorted(path.name for path in starts.iterdir())
     job = Job(system, config, seed, "Reference", starts, folder / "pairs")
     job.folder.mkdir()
-    over: dict[str, list[float]] = {"wall_s": [], "cpu_s": []}
+    seen: dict[str, dict[str, list[float]]] = {who: {"wall_s": [], "cpu_s": []} for who in ("farm", "bare")}
     with pinned(min(os.sched_getaffinity(0))):
         for number in range(-1, effort.n_pairs):  # the first warms up
-            name, spent = names[number % len(names)], {}
+            name = names[number % len(names)]
             for who in ("farm", "bare") if number % 2 else ("bare", "farm"):
                 watch = Stopwatch()
                 if who == "farm":
                     run_task(Task(number + 1, (number + 1,), (name,), (0.0,)), job, lambda _: False)
                 else:
                     _loop(system, config, str(starts / name), derive_seed(seed, "bare", number))
-                spent[who] = {"wall_s": watch.wall_s, "cpu_s": watch.cpu_s}
-            if number >= 0:
-                for kind, values in over.items():
-                    values.append(100 * (spent["farm"][kind] / spent["bare"][kind] - 1))
-    return {kind: spread(values) | {"median": float(np.median(values))} for kind, values in over.items()}
-
-
-def _simulate(folder: Path, n: int) -> dict[str, float]:
-    folder.mkdir()
-    module = "hpc_molgen.efficiency.suites.farm_simulated"
-    _command([*mpiexec(SIMULATED_RANKS), sys.executable, "-m", module, str(n), str(folder)])
-    seen: dict[str, float] = json.loads((folder / "simulated.json").read_text())
+                spent = {"wall_s": watch.wall_s, "cpu_s": watch.cpu_s}
+                if number >= 0:
+                    for kind, seconds in spent.items():
+                        seen[who][kind].append(seconds)
     return seen
 
 
-def _record(
-    rounds: list[dict[str, dict[str, float]]],
-    pairs: dict[str, Any],
-    simulated: dict[str, float],
-    engines: dict[str, Any] | None,
-    effort: Effort,
-    costs: Costs,
-    size: str,
-) -> dict[str, Any]:
-    overhead = {kind: spread(100 * (r["two"][kind] / r["bare"][kind] - 1) for r in rounds) for kind in ("wall_s", "cpu_s")}
-    rate = {what: spread(r[what]["ns"] / r[what]["wall_s"] * 86400 for r in rounds) for what in ("one", "two", "bare")}
-    gain = spread(r["two"]["ns"] / r["two"]["wall_s"] / (r["one"]["ns"] / r["one"]["wall_s"]) for r in rounds)
-    targets = [
-        target(
-            "overhead over bare loops on two cores, wall (%)", "<= 3", _text(overhead["wall_s"]), overhead["wall_s"]["mean"]
-        ),
-        target("overhead over bare loops on two cores, CPU (%)", "<= 3", _text(overhead["cpu_s"]), overhead["cpu_s"]["mean"]),
-        target(
-            "the worker over a bare loop, replica by replica, CPU (median, %)",
-            "<= 3", _median(pairs["cpu_s"]), pairs["cpu_s"]["median"],
-        ),
-        target("two ranks over one, ns per wall second", ">= 1.9", _text(gain), gain["mean"]),
-        target("simulated replicas a second through the ledger", ">= 2000", f"{simulated['per_s']:,.0f}", simulated["per_s"]),
-        target("memory of rank 0 (GiB)", "<= 1", f"{simulated['root_gib']:.2f}", simulated["root_gib"]),
-    ]  # fmt: skip
-    if engines:
-        ahead = engines["vacuum_farm_over_gromacs"]
-        targets.append(target("farm over GROMACS, alanine dipeptide in vacuum, ns/day", ">= 1", _text(ahead), ahead["mean"]))
-    once = "once" if simulated["distinct"] == simulated["records"] == effort.n_simulated else "NOT ONCE"
-    length_s = float(np.mean([one_round["two"]["wall_s"] for one_round in rounds]))
-    answer = [
-        target_sentence(targets, size),
-        f"A farm of {effort.n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {_text(overhead['wall_s'])} % more "
-        f"wall time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two "
-        f"cores. Two ranks make {_text(gain)} times what one makes.",
-        f"Replica by replica, in turn on one core: {_median(pairs['wall_s'])} % more wall time, {_median(pairs['cpu_s'])} % "
-        f"more CPU time (median of {effort.n_pairs} pairs ± its standard error).",
-        f"{effort.n_simulated:,} replicas that do nothing pass the queue and the ledger of {SIMULATED_RANKS} ranks on "
-        f"{available_cores()} cores at {simulated['per_s']:,.0f} a second; each is in the ledger {once}.",
-        _beside_gromacs(engines),
-        "Ranks ask once in some seconds, so one dispatcher serves thousands of them: no hierarchy of dispatchers is built.",
-    ]
-    names = {"two": "farm, two MPI ranks", "one": "farm, one rank", "bare": "bare OpenMM loops, two processes"}
-    rows = [
-        [
-            name,
-            _text(spread(r[what]["wall_s"] for r in rounds)),
-            _text(spread(r[what]["cpu_s"] for r in rounds)),
-            _text(rate[what]),
-        ]
-        for what, name in names.items()
-    ]
-    return {
-        "question": "What do the farm's scheduling and writing cost, what does a second rank bring, what can its queue take, "
-        "how does it stand beside GROMACS?",
-        "answer": answer,
-        "targets": targets,
-        "tables": [{"caption": "Alanine dipeptide, OpenMM Reference", "rows": rows,
-                    "columns": ["what", "loop (s)", "CPU of the loop (s)", "ns/day, all"]}, *_engine_table(engines)],
-        "results": {"rounds": rounds, "overhead_percent": overhead, "pairs_percent": pairs, "gain": gain, "queue": simulated,
-                    "engines": engines},
-        "costs": costs.stages,
-        "notes": [
-            "Loops alone are timed: imports, process start and the plan are outside in all three. Farms write trajectories "
-            "with observables, states and the ledger; bare loops compute the same frames and write nothing. ± is the standard "
-            "deviation over rounds, in which the three run one after the other.",
-            "One rank gets half of the replicas. The machine's clock and neighbours change within a round: the ratios in CPU "
-            "seconds see less of that.",
-            "Nothing ran on a GPU.",
-        ],
-    }  # fmt: skip
-
-
-def _beside_gromacs(engines: dict[str, Any] | None) -> str:
-    if engines is None:
-        return "GROMACS was not found (no executable gmx), so nothing was compared with it."
-    vacuum, water = engines["vacuum_farm_over_gromacs"], engines["water_gromacs_over_openmm"]
-    return (
-        f"Beside {engines['gromacs']} on the same {engines['cores']} cores: in vacuum the farm makes {_text(vacuum)} times the "
-        f"ns a day of GROMACS; in TIP3P the farm with engine gromacs makes {_text(water)} times those of OpenMM's CPU platform."
-    )
-
-
-def _engine_table(engines: dict[str, Any] | None) -> list[dict[str, Any]]:
-    names = {
-        "vacuum farm": "vacuum, 1 fs, flexible: the farm, 64 replicas in the batched engine",
-        "vacuum gromacs": "vacuum, 1 fs, flexible: GROMACS alone, one process on each core",
-        "water openmm": "TIP3P, 3 nm, 2 fs: the farm, OpenMM's CPU platform",
-        "water gromacs": "TIP3P, 3 nm, 2 fs: the farm, engine gromacs",
-    }
-    if engines is None:
-        return []
-    rows = [[names[name], _text(values)] for name, values in engines["ns_per_day"].items()]
-    caption = f"Alanine dipeptide on {engines['cores']} cores, all replicas together, minimisation and start-up included"
-    return [{"caption": caption, "columns": ["what", "ns/day, all"], "rows": rows}]
-
-
-def _median(values: dict[str, Any]) -> str:
-    error = 1.25 * values["sd"] / values["n"] ** 0.5  # of the median of normal values
-    return f"{values['median']:.2g} ± {error:.2g}"
-
-
-def _text(values: dict[str, Any]) -> str:
-    return f"{values['mean']:.3g} ± {values['sd']:.2g}"
+def _simulate(folder: Path, n: int) -> dict[str, Any]:
+    folder.mkdir()
+    module = "hpc_molgen.efficiency.suites.farm_simulated"
+    run_command([*mpiexec(SIMULATED_RANKS), sys.executable, "-m", module, str(n), str(folder)], SIMULATED_RANKS)
+    seen: dict[str, Any] = json.loads((folder / "simulated.json").read_text())
+    return seen | {"cores": min(SIMULATED_RANKS, len(os.sched_getaffinity(0)))}

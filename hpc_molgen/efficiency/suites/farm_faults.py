@@ -40,7 +40,7 @@ from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
 
 log = logging.getLogger(__name__)
-N_FAULTS = {"laptop": 200, "smoke": 5}
+SIZES = {"laptop": 200, "smoke": 5, "cluster": 2000}  # faults
 PATIENCE_S = 120.0
 _MARK = "HPC_MOLGEN_TORMENTED"
 MAX_LAUNCHES = 60
@@ -97,9 +97,9 @@ def farm_faults(size: str, out: Path, seed: int) -> dict[str, Any]:
     system = load_system(SystemConfig())
     modes = itertools.cycle(MODES)
     with costs.stage("farms and their checks (CPU seconds of the checks)"), tempfile.TemporaryDirectory(dir=out) as folder:
-        while tally.faults.total() < N_FAULTS[size]:
+        while tally.faults.total() < SIZES[size]:
             mode = next(modes)
-            torment = _Torment(Path(folder) / f"farm-{tally.n_farms}", mode, system, generator, tally, N_FAULTS[size])
+            torment = _Torment(Path(folder) / f"farm-{tally.n_farms}", mode, system, generator, tally, SIZES[size])
             torment.run()
             shutil.rmtree(torment.folder, ignore_errors=True)
             tally.n_farms += 1
@@ -431,7 +431,7 @@ def _record(tally: Tally, costs: Costs, size: str) -> dict[str, Any]:
     ]
     wrong = "replicas lost, repeated or changed; files that do not open"
     targets = [
-        {"name": "faults", "target": ">= 200", "measured": str(n), "reached": n >= N_FAULTS["laptop"]},
+        {"name": "faults", "target": ">= 200", "measured": str(n), "reached": n >= SIZES["laptop"]},
         {"name": wrong, "target": "0", "measured": str(n_problems), "reached": n_problems == 0},
     ]
     faults = [[name, str(tally.faults[name])] for name in FAULTS]

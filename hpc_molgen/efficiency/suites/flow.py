@@ -85,6 +85,7 @@ SIZES = {
         ),
     ),
     "laptop": Settings("alanine-dipeptide-flow", ((ALANINE, 3), (RECORDS, 1))),
+    "cluster": Settings("alanine-dipeptide-flow", ((ALANINE, 8), (RECORDS, 4)), truth=TruthSettings(ns_per_ladder=5.0)),
 }  # fmt: skip
 
 

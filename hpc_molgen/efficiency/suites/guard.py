@@ -31,7 +31,7 @@ def guard_files(files: Sequence[Path]) -> tuple[str, bool]:
     """
     if len(files) < 2:
         raise InputError("guard takes floors and records: hpc-molgen benchmark guard FLOORS.yaml RECORD.json ...")
-    floors = _floors(files[0])
+    floors = read_floors(files[0])
     lines, passed = ["| suite | ratio | median | floor | |", "|---|---|---|---|---|"], True
     for file in files[1:]:
         record = read_json(file)
@@ -48,7 +48,14 @@ def guard_files(files: Sequence[Path]) -> tuple[str, bool]:
     return "\n".join(lines) + "\n", passed
 
 
-def _floors(path: Path) -> dict[str, dict[str, float]]:
+def read_floors(path: Path) -> dict[str, dict[str, float]]:
+    """Read floors: suite -> place in the results -> number.
+
+    Raises
+    ------
+    InputError
+        When they are something else.
+    """
     content: dict[str, Any] = read_yaml(path)
     for suite, wanted in content.items():
         if not isinstance(wanted, dict) or not all(isinstance(floor, int | float) for floor in wanted.values()):

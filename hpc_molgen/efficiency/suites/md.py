@@ -1,7 +1,7 @@
 """Suite `md`: how many ns a day of molecular dynamics this machine makes of alanine dipeptide, with which engine.
 
 One round measures every engine once; speeds are divided by OpenMM's Reference platform with the same system, step and
-constraints in the same round.
+constraints in the same round. Engines run on one core; processes side by side are two, in the size cluster one for every core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpc_molgen.efficiency.suites import md_tables as tables
 from hpc_molgen.efficiency.suites.gpu import GpuSettings, dynamics_on_gpu, gpu_present
 from hpc_molgen.efficiency.suites.gromacs import Gromacs
 from hpc_molgen.efficiency.suites.md_engines import PROTOCOLS, EngineSettings, make_runs, openmm_run, start_dynamics
-from hpc_molgen.efficiency.suites.md_processes import two_processes
+from hpc_molgen.efficiency.suites.md_processes import side_by_side
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved, kinetic_temperature, target_sentence
 from hpc_molgen.errors import InputError
@@ -47,6 +47,8 @@ class Size:
         From the minimised structure at 300 K, once for each system; every engine starts there.
     batches : tuple of int
         Numbers of copies of the scan.
+    n_processes : int, optional
+        Processes that are compared with one, where there are as many cores; None: one for every core.
     gromacs_steps : int
         Of one run of GROMACS.
     """
@@ -58,6 +60,7 @@ class Size:
     batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
     scan_rounds: int = 3
     scan_measure_s: float = 0.4
+    n_processes: int | None = 2
     process_repeats: int = 3
     process_s: float = 3.0
     gromacs_steps: int = 200_000
@@ -78,6 +81,20 @@ SIZES = {
         process_s=0.05,
         gromacs_steps=10_000,
         gpu=GpuSettings(batches=(64, 1024), compiled=False, n_rounds=2, measure_s=0.05, n_steps=10),
+    ),
+    "cluster": Size(
+        engines=EngineSettings(n_steps=200, warm_steps=5000),
+        equilibration_ps=20.0,
+        n_rounds=20,
+        measure_s=3.0,
+        batches=(1, 4, 16, 64, 256, 1024, 4096),
+        scan_rounds=10,
+        scan_measure_s=3.0,
+        n_processes=None,
+        process_repeats=10,
+        process_s=10.0,
+        gromacs_steps=1_000_000,
+        gpu=GpuSettings(batches=(64, 1024, 16_384, 65_536, 262_144), n_rounds=10, measure_s=2.0),
     ),
 }
 
@@ -202,11 +219,12 @@ def _work(dynamics: BatchedDynamics, n_steps: int) -> Callable[[], None]:
 def compare_processes(
     system: MolecularSystem, starts_nm: np.ndarray, settings: Size, seed: int, costs: Costs, notes: list[str]
 ) -> dict[str, Any] | None:
-    """Two processes against one where there are two cores."""
-    if available_cores() < 2:
-        notes.append("This process may use one core only, so two processes were not compared with one.")
+    """Processes side by side against one, where there is more than one core."""
+    n = min(settings.n_processes or available_cores(), available_cores())
+    if n < 2:
+        notes.append("This process may use one core only, so several processes were not compared with one.")
         return None
     terms = BatchedSystem(system, "float32").terms
-    with costs.stage("two processes against one (CPU seconds of this process alone)"):
+    with costs.stage(f"{n} processes against one"):
         repeats = settings.process_repeats, settings.process_s, settings.engines.n_steps
-        return two_processes(terms, starts_nm, 300.0, seed, *repeats)
+        return side_by_side(terms, starts_nm, 300.0, seed, n, *repeats)

@@ -1,4 +1,4 @@
-"""Two processes, each on a core of its own, against one: what parallel work costs through shared memory and caches."""
+"""Processes, each on a core of its own, against one: what parallel work costs through shared memory and caches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from hpc_molgen.seeding import derive_seed
 from hpc_molgen.workers import pinned_processes, receive
 
 PATIENCE_S = 120.0
+ALONE = 8  # processes that run alone in a repeat, at most, chosen evenly: on many cores all would take hours
 
 
-def two_processes(
-    terms: Terms, starts_nm: np.ndarray, kelvin: float, seed: int, n_repeats: int, measure_s: float, n_steps: int
+def side_by_side(
+    terms: Terms, starts_nm: np.ndarray, kelvin: float, seed: int, n: int, n_repeats: int, measure_s: float, n_steps: int
 ) -> dict[str, Any]:
-    """Compare the steps a second of two pinned processes at the same time with those of each alone.
+    """Compare the steps a second of `n` pinned processes at the same time with those of each alone.
 
-    The kernel's float32 dynamics of 1 fs; in every repeat each process runs alone, then both start together at a barrier.
+    The kernel's float32 dynamics of 1 fs; in every repeat each process (of many: some) runs alone, then all start together
+    at a barrier.
 
     Parameters
     ----------
@@ -37,7 +39,7 @@ def two_processes(
     Returns
     -------
     dict
-        `alone` and `together` (steps of all copies per wall second), `ratio_wall`, `ratio_cpu` (per CPU second, times two).
+        `n`, `alone` and `together` (steps of all copies per wall second), `ratio_wall`, `ratio_cpu` (per CPU second, times n).
     """
     arguments = [
         (
@@ -48,15 +50,16 @@ def two_processes(
             measure_s,
             n_steps,
         )
-        for number in range(2)
+        for number in range(n)
     ]
     with pinned_processes(_serve, arguments) as connections:
         for connection in connections:
             receive(connection, PATIENCE_S)
         rows = [_one_repeat(connections) for _ in range(n_repeats)]
-    alone, together = (np.array([row[which] for row in rows]) for which in range(2))  # (n_repeats, 2 processes, wall and CPU)
+    alone, together = (np.array([row[which] for row in rows]) for which in range(2))  # (n_repeats, processes, wall and CPU)
     ratios = together.sum(axis=1) / alone.mean(axis=1)
     return {
+        "n": n,
         "alone": spread(alone[:, :, 0].mean(axis=1)),
         "together": spread(together[:, :, 0].sum(axis=1)),
         "ratio_wall": spread(ratios[:, 0]),
@@ -66,7 +69,7 @@ def two_processes(
 
 def _one_repeat(connections: list[Connection]) -> tuple[list[Any], list[Any]]:
     alone = []
-    for connection in connections:
+    for connection in connections[:: -(-len(connections) // ALONE)]:
         connection.send("alone")
         alone.append(receive(connection, PATIENCE_S))
     for connection in connections:

@@ -17,7 +17,7 @@ NOTES = [
     "The temperature is that of the kinetic energy between the timed calls, ± its standard error; constrained degrees of "
     "freedom are left out. Long steps bias it by their discretisation, and it says nothing of the conformations.",
     "OpenMM's CPU platform ran on one thread, pinned to a core: without that it is slower.",
-    "Two processes against one: each is pinned to its core; ratios are of the sum of both to the mean of each alone.",
+    "Processes side by side against one: each is pinned to its core; ratios are of the sum of all to the mean of one alone.",
 ]
 Rows = TypeVar("Rows", dict[str, Any], list[dict[str, Any]])
 
@@ -40,9 +40,9 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
             name = f"float32 ns/day/core over OpenMM Reference, {system}, {words}; by {row['method']}"
             listed.append(target(name, ">= 10", row["ratio_cpu"], row["ratio_cpu"]["mean"]))
     processes = results["processes"]
-    name = "two processes over one, float32, 1 fs (wall)"
     if processes:
-        listed.append(target(name, ">= 1.8", processes["ratio_wall"], processes["ratio_wall"]["mean"]))
+        name, limit = f"{_count(processes['n'])} processes over one, float32, 1 fs (wall)", f">= {0.9 * processes['n']:g}"
+        listed.append(target(name, limit, processes["ratio_wall"], processes["ratio_wall"]["mean"]))
     return listed
 
 
@@ -59,8 +59,9 @@ def answer(results: dict[str, Any]) -> list[str]:
             f"{best['ns_per_day_core']['mean']:,.0f} with {best['protocol'].removesuffix('fs')} fs."
         )
     if results["processes"]:
-        ratio = results["processes"]["ratio_wall"]
-        sentences.append(f"Two processes on two cores make {ratio['mean']:.2f} ± {ratio['sd']:.2f} times the steps of one.")
+        ratio, n = results["processes"]["ratio_wall"], _count(results["processes"]["n"])
+        text = f"{n.capitalize()} processes on {n} cores make {ratio['mean']:.2f} ± {ratio['sd']:.2f} times the steps of one."
+        sentences.append(text)
     gromacs = results["speeds"].get("vacuum 1fs gromacs")
     if gromacs:
         ratio = gromacs["ratio_cpu"]
@@ -81,14 +82,18 @@ def tables(results: dict[str, Any], protocols: dict[str, str]) -> list[dict[str,
     rows = [[row["n_copies"], row["method"], row["per_cpu_s"], row["ratio_cpu"]] for row in results["batches"].values()]
     listed.append({"caption": "Number of copies, implicit water, 1 fs, one thread", "columns": columns, "rows": rows})
     if results["processes"]:
-        columns = ["", "one process", "two processes", "ratio"]
-        row = results["processes"]
+        row, n = results["processes"], _count(results["processes"]["n"])
+        columns = ["", "one process", f"{n} processes", "ratio"]
         figures = [
             ["steps of all copies per wall s", row["alone"], row["together"], row["ratio_wall"]],
             ["steps per CPU s, times processes", None, None, row["ratio_cpu"]],
         ]
         listed.append(
-            {"caption": "Two processes against one, implicit water, float32, 1 fs", "columns": columns, "rows": figures}
+            {
+                "caption": f"{n.capitalize()} processes against one, implicit water, float32, 1 fs",
+                "columns": columns,
+                "rows": figures,
+            }
         )
     if results["gpu"]:
         columns = ["copies", "method", "ns/day (wall)", "over OpenMM Reference (wall)", "temperature (K)", "bytes a copy"]
@@ -108,6 +113,10 @@ def _speeds(speeds: dict[str, Any], system: str, protocol: str, caption: str) ->
         if (row["system"], row["protocol"]) == (system, protocol)
     ]
     return {"caption": caption, "columns": columns, "rows": rows}
+
+
+def _count(n: int) -> str:
+    return "two" if n == 2 else str(n)
 
 
 def _kelvin(row: dict[str, Any]) -> str:

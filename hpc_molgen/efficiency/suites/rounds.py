@@ -109,11 +109,11 @@ def target(name: str, limit: str, measured: Any, value: float | None) -> dict[st
 
 
 def target_sentence(targets: Sequence[dict[str, Any]], size: str) -> str:
-    """Return how many targets were reached, and which were not."""
+    """Return how many targets were reached, and which were not; of the size smoke, that they are not meant for it."""
     missed = [row["name"] for row in targets if not row["reached"]]
     text = f"{len(targets) - len(missed)} of {len(targets)} targets reached"
     text += f"; missed: {'; '.join(missed)}." if missed else "."
-    return text if size == "laptop" else f"{text} They are meant for the size laptop: in this size the clock is too coarse."
+    return text if size != "smoke" else f"{text} They are meant for the size laptop: in this size the clock is too coarse."
 
 
 @contextlib.contextmanager

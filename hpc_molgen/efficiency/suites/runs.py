@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +20,40 @@ from hpc_molgen.files import read_json
 from hpc_molgen.run import STAGES, Run
 from hpc_molgen.workers import Workers
 
-PATIENCE_S = 7200.0
+PATIENCE_S = 86_400.0  # of the size cluster
 MADE_BY_RUNS = tuple(STAGES)[: list(STAGES).index("farm")]
 
 
 def finish_run(folder: Path, name: str, config: RunConfig, last: str) -> Run:
     """Run the stages up to `last` in FOLDER/NAME as a user does; finished ones, also of runs beside it, are not repeated.
 
+    Suites that share runs may start at the same time, as jobs of an array do: the second waits for the first.
+
     Raises
     ------
     EnvironmentProblem
         When the command fails; the message ends with what it said.
     """
-    interrupts.check()
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    with alone(folder / name / ".suite"):
+        return _finish(folder, name, config, last)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in this block with the same file; the lock goes with its holder."""
+    with open(path, "a") as handle:
+        while True:
+            interrupts.check()
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.5)
+        yield
+
+
+def _finish(folder: Path, name: str, config: RunConfig, last: str) -> Run:
     run = Run.create(folder / name, config, Workers())
     stages = MADE_BY_RUNS[: MADE_BY_RUNS.index(last) + 1]
     for stage in stages:

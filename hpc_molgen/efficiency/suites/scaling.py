@@ -1,7 +1,8 @@
 """Suite `scaling`: training on 1 to hundreds of ranks, measured on as many as it is started on, modelled for the others.
 
 Under torch's ranks (slurm/scaling.sh, torchrun, or alone) it measures and writes scaling-<ranks>.json; with `plan` it reads
-all such files of a folder and prints what to expect on a cluster beside what was measured.
+all such files of a folder and prints what to expect on a cluster beside what was measured. A size says how long each figure is
+measured, and nothing of the number of ranks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hpc_molgen.workers import available_cores, launched_size, one_thread
 SIZES = {
     "laptop": Effort(),
     "smoke": Effort(fractions=(16, 4, 2, 1), n_rounds=2, measure_s=0.02, reduce_bytes=(4, 2**16, 2**20), reduce_repeats=3),
+    "cluster": Effort(n_rounds=15, measure_s=5.0, reduce_bytes=(*Effort.reduce_bytes, 2**26), reduce_repeats=100),
 }
 
 

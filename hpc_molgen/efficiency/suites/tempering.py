@@ -56,6 +56,7 @@ class Settings:
 SIZES = {
     "smoke": Settings(4, 4, 600.0, 0.002, 0.002),
     "laptop": Settings(32, 5, 600.0, 1.8, 4.5),
+    "cluster": Settings(256, 5, 600.0, 5.0, 10.0),
 }
 
 

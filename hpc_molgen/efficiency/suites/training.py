@@ -1,7 +1,8 @@
-"""Suite `training`: samples a second that training makes, with one process and with two, and what limits them.
+"""Suite `training`: samples a second that training makes, with one process and with two, what limits them, and when it is done.
 
 Each workload trains through the `Trainer`'s own step and DDP over gloo. Two processes, each pinned to a core, take orders in
-rounds: the whole batch on one of them, half of it alone and beside a stranger, and the whole batch together.
+rounds: the whole batch on one of them, half of it alone and beside a stranger, and the whole batch together. They are two in
+every size: more ranks are the suite `scaling`. Beside that, surrogates are trained on one core until their samples are good.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hpc_molgen.efficiency.suites.rounds import target_sentence
 from hpc_molgen.efficiency.suites.scaling_model import buckets
 from hpc_molgen.efficiency.suites.training_gpu import GpuTraining, training_on_gpu
 from hpc_molgen.efficiency.suites.training_processes import AllReduce, Operations, Pair, Peak, Steps, Timing, pair_of_processes
+from hpc_molgen.efficiency.suites.training_quality import LONG_LEARNERS, SMALL_LEARNERS, Quality, time_to_quality
 from hpc_molgen.efficiency.suites.training_workloads import SMALL_WORKLOADS, WORKLOADS, Workload, parameter_bytes
 from hpc_molgen.errors import InputError
 from hpc_molgen.workers import Stopwatch
@@ -45,6 +47,7 @@ class Size:
     measure_s: float = 2.0
     reduce_repeats: int = 30
     gpu: GpuTraining = field(default_factory=GpuTraining)
+    quality: Quality = field(default_factory=Quality)
 
 
 SIZES = {
@@ -55,6 +58,23 @@ SIZES = {
         measure_s=0.02,
         reduce_repeats=3,
         gpu=GpuTraining(batches={"diffusion": (256, 1024), "gan": (32,)}, compiled=False, n_rounds=2, measure_s=0.05),
+        quality=Quality(
+            SMALL_LEARNERS,
+            n_copies=16,
+            equilibration_ps=1.0,
+            production_ps=20.0,
+            every_ps=0.1,
+            n_samples=400,
+            n_thinnings=3,
+            first_step=8,
+        ),
+    ),
+    "cluster": Size(
+        n_rounds=20,
+        measure_s=10.0,
+        reduce_repeats=100,
+        gpu=GpuTraining(n_rounds=15, measure_s=5.0),
+        quality=Quality(LONG_LEARNERS, n_copies=256, production_ps=1500.0, n_seeds=10),
     ),
 }
 
@@ -79,15 +99,16 @@ def training(size: str, out: Path, seed: int) -> dict[str, Any]:
         gpu = training_on_gpu(settings.workloads, settings.gpu, seed, costs)
     else:
         notes.append("There was no GPU: precisions and the compiler were not compared.")
+    quality = time_to_quality(settings.quality, seed, costs)
     targets = tables.targets(results)
     return {
         "question": tables.QUESTION,
-        "answer": [target_sentence(targets, size), *tables.answer(results)],
+        "answer": [target_sentence(targets, size), *tables.answer(results), *tables.quality_answer(quality)],
         "targets": targets,
-        "tables": [*tables.tables(results), *tables.gpu_tables(gpu)],
+        "tables": [*tables.tables(results), *tables.gpu_tables(gpu), *tables.quality_tables(quality)],
         "costs": costs.stages,
         "notes": [*tables.NOTES, *notes],
-        "results": {"processes": results, "gpu": gpu},
+        "results": {"processes": results, "gpu": gpu, **quality},
         "config": dataclasses.asdict(settings),
     }
 

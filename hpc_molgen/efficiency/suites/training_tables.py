@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from hpc_molgen.efficiency.suites.record import spread
 from hpc_molgen.efficiency.suites.rounds import target
 
-QUESTION = "How many samples a second does training make, with how many processes and in which precision, and what limits it?"
+QUESTION = (
+    "How many samples a second does training make, with how many processes and in which precision, what limits it, and after "
+    "how long is a surrogate good?"
+)
 NOTES = [
     "Steps are the trainer's own: drawing, forward and backward passes, clipping, AdamW, averages; one thread of torch for "
     "each process, each pinned to its core. ± is the standard deviation over rounds; every figure is taken once a round.",
@@ -20,6 +24,10 @@ NOTES = [
     "the ratio in wall seconds is what waiting costs.",
     "Utilisation: operations of matrix products and convolutions over what a large matrix product reaches on the same core in "
     "the same round.",
+    "Time to a quality: surrogates of (phi, psi) learn from half of the copies of the suite's own molecular dynamics, on one "
+    "thread. After a geometric series of steps, with the clock stopped, samples of the averaged surrogate are held against the "
+    "other half: Jensen-Shannon divergence on 60 x 60 bins, over that of as many frames of the training half. The target "
+    "counts as reached where it is kept to the end of the series. The dynamics, first calls and evaluations are in no time.",
 ]
 PARTS = {
     "draw": "drawing the batch",
@@ -113,6 +121,39 @@ def _parts(compared: list[dict[str, Any]]) -> dict[str, Any]:
         f"{row['words']}: {row['gradient_bytes'] / 1e6:.3g} MB in {row['exchanges']} all-reduces" for row in compared
     )
     return {"caption": caption, "columns": columns, "rows": [*rows, line]}
+
+
+def quality_answer(quality: dict[str, Any]) -> list[str]:
+    """One sentence for each surrogate that was trained to a quality."""
+    limit, sentences = quality["reference"]["limit"], []
+    for row in quality["time_to_quality"].values():
+        words, n_there = f"{row['words'][0].upper()}{row['words'][1:]}", row["n_seeds"] - row["n_missed"]
+        missed = f"; {row['n_missed']} of {row['n_seeds']} seeds did not get there" if row["n_missed"] else ""
+        if n_there == 0:
+            last = row["curve"][0][-1]["step"]
+            sentences.append(f"{words}: no seed was within {limit:g} times the noise floor after {last:,} steps.")
+            continue
+        cpu, wall, steps = row["cpu_s"], row["wall_s"], row["steps"]
+        sentences.append(
+            f"{words}: within {limit:g} times the noise floor after {cpu['mean']:.3g} ± {cpu['sd']:.2g} CPU s of training "
+            f"({wall['mean']:.3g} ± {wall['sd']:.2g} s, {steps['mean']:,.0f} steps; {n_there} seeds{missed})."
+        )
+    return sentences
+
+
+def quality_tables(quality: dict[str, Any]) -> list[dict[str, Any]]:
+    """The way to the target of each surrogate, over its seeds."""
+    listed, n = [], quality["reference"]["n_samples"]
+    for row in quality["time_to_quality"].values():
+        rows = [
+            [int(points[0]["step"]), *(spread(point[key] for point in points) for key in ("cpu_s", "wall_s", "over_floor"))]
+            for points in zip(*row["curve"], strict=True)
+        ]
+        listed.append({
+            "caption": f"Training to a quality: {row['words']}, {n:,} samples, {row['n_seeds']} seeds",
+            "columns": ["steps", "CPU s", "wall s", "divergence over the noise floor"], "rows": rows,
+        })  # fmt: skip
+    return listed
 
 
 def gpu_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -103,6 +103,9 @@ SIZES = {
         n_repeats=1,
     ),
 }
+SIZES["cluster"] = dataclasses.replace(
+    SIZES["laptop"], md_cpu_s={method: 5 * s for method, s in SIZES["laptop"].md_cpu_s.items()}, n_repeats=6
+)
 
 
 def verdict(size: str, out: Path, seed: int) -> dict[str, Any]:
