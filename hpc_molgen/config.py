@@ -22,6 +22,7 @@ Platform = Literal["auto", "batched", "Reference", "CPU", "CUDA", "OpenCL", "HIP
 Integrator = Literal["rk4", "dopri5", "adams", "heun", "euler", "adaptive"]
 ODE_STEPS: dict[Integrator, int] = {"rk4": 6, "dopri5": 5, "adams": 20, "heun": 12, "euler": 50, "adaptive": 0}
 PATH_STEPS = 50
+PEPTIDE_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 ANCESTRAL_STEPS = 1000
 
 
@@ -49,11 +50,25 @@ class SystemConfig(Model):
     )
     system_xml: str | None = Field(None, description="a serialised openmm.System, for 'pdb-xml'")
     force_field: tuple[str, ...] = Field(
-        ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"), description="OpenMM force field files, for 'pdb'"
+        ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"),
+        description=f"OpenMM force field files, for 'pdb' and 'peptide' (there {' + '.join(PEPTIDE_FORCE_FIELD)} by default)",
     )
-    sequence: str | None = Field(None, description="one letter for each residue, for 'calvados'")
+    sequence: str | None = Field(
+        None,
+        description="for 'calvados': one letter for each residue; for 'peptide': names, as 'SER-HIE' or a list, or letters, as "
+        "'AG' (three apart, as 'A-L-A', or they are a name); HIS is HIE, and there are ASH, GLH, HID, HIP, LYN and CYM",
+    )
     ionic_strength_molar: float = Field(0.2, ge=0, description="salt, for 'alpha-synuclein' and 'calvados'")
     ph: float = Field(7.4, ge=0, le=14, description="decides the charge of histidine, for 'alpha-synuclein' and 'calvados'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_peptides(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("sequence"), list | tuple):
+            values = values | {"sequence": " ".join(map(str, values["sequence"]))}
+        if isinstance(values, dict) and values.get("name") == "peptide":
+            values = {"force_field": PEPTIDE_FORCE_FIELD} | values
+        return values
 
 
 class LabelConfig(Model):

@@ -234,7 +234,7 @@ def _deviations(offsets: torch.Tensor) -> torch.Tensor:
     """Sum over followers of the deviation of their offset (n, fold - 1) from the leader from the ideal one; (n,)."""
     fold = offsets.shape[1] + 1
     ideal = torch.arange(1, fold, dtype=offsets.dtype) * (2 * torch.pi / fold)
-    handed = torch.sign(offsets[:, :1]) if fold > 2 else 1.0  # which way round the labels go
+    handed = torch.sign(offsets[:, :1])  # which way round the labels go
     return wrap_angle(offsets - handed * ideal).sum(-1)
 
 

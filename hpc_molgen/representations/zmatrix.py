@@ -12,7 +12,7 @@ import torch
 
 from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
-from hpc_molgen.systems.torsions import neighbours_of
+from hpc_molgen.systems.torsions import named_torsions, neighbours_of
 
 if TYPE_CHECKING:
     import mdtraj
@@ -45,7 +45,8 @@ class ZMatrix:
     """Z-matrix of one connected molecule, 3N - 6 coordinates.
 
     The coordinates of row i are bond r, angle theta and torsion tau: row 1 has r alone, row 2 has r and theta.
-    The order of atoms follows the largest subtree first, so that backbone torsions (phi, psi, omega) are coordinates.
+    Of the atoms beyond a bond the one that a named torsion (phi, psi, omega, chi1 to chi4) ends in comes first, else that with
+    the largest subtree, so that named torsions are coordinates.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ class ZMatrix:
         self.n_atoms = int(topology.n_atoms)
         self._elements = [atom.element.symbol for atom in topology.atoms]
         self._neighbours = neighbours_of(topology)
+        quads = [quad for kind in named_torsions(topology).values() for quad in kind]
+        self._named = {pair for a, b, c, d in quads for pair in ((b, a), (c, d))}  # of an atom and its last one
         if self.n_atoms < 4:
             raise InputError(f"internal coordinates need at least four atoms, this molecule has {self.n_atoms}")
         self.rows = self._build()
@@ -80,8 +83,8 @@ class ZMatrix:
         size: dict[int, int] = {}
         for atom in reversed(parents):
             size[atom] = 1 + sum(size[child] for child in children[atom])
-        for branch in children.values():
-            branch.sort(key=lambda child: (-size[child], self._elements[child] == "H", child))
+        for atom, branch in children.items():
+            branch.sort(key=lambda child: ((atom, child) not in self._named, -size[child], self._elements[child] == "H", child))
         first = next(iter(parents))
         second = children[first][0]
         third = children[second][0]
@@ -104,9 +107,8 @@ class ZMatrix:
     ) -> None:
         kinds = Counter((self._elements[child], len(self._neighbours[child])) for child in waiting)
         alike = len(kinds) == 1 and len(self._neighbours[waiting[0]]) == 1 if waiting else False
-        fold = (
-            len(waiting) if proper and alike and len(waiting) in (2, 3) and len(self._neighbours[a]) == len(waiting) + 1 else 1
-        )
+        # not two, as of a carboxylate: impropers of Amber force fields tell one from the other, by 0.1 kT or so
+        fold = 3 if proper and alike and len(waiting) == 3 and len(self._neighbours[a]) == 4 else 1
         leader = -1
         for child in waiting:
             row = Row(child, a, b, c, leader, fold if leader < 0 else 1, proper and leader < 0)

@@ -17,6 +17,7 @@ SYSTEMS = {
     "alanine-dipeptide-ff96": "hpc_molgen.systems.alanine_dipeptide:ff96",
     "alanine-dipeptide-vacuum": "hpc_molgen.systems.alanine_dipeptide:vacuum",
     "alanine-dipeptide-water": "hpc_molgen.systems.alanine_dipeptide:water",
+    "peptide": "hpc_molgen.systems.peptides:peptide",
     "trp-cage": "hpc_molgen.systems.trp_cage:trp_cage",
     "alpha-synuclein": "hpc_molgen.systems.calvados:alpha_synuclein",
     "calvados": "hpc_molgen.systems.calvados:calvados",

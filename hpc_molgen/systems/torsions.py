@@ -46,7 +46,8 @@ def torsion_angles(positions_nm: np.ndarray, atoms: Quad) -> np.ndarray:
     return angle
 
 
-def _backbone_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
+def named_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
+    """Return the torsions of each kind (phi, psi, chi1 to chi4, omega), in the order of residues."""
     from mdtraj.geometry import dihedral
 
     named = {}
@@ -71,7 +72,7 @@ def torsion_by_name(topology: mdtraj.Topology, name: str) -> Quad:
             raise InputError(f"torsion {name}: four different atoms below {topology.n_atoms} are needed")
         return a, b, c, d
     known: dict[str, Quad] = {}
-    for kind, quads in _backbone_torsions(topology).items():
+    for kind, quads in named_torsions(topology).items():
         known.update({f"{kind}{number}": quad for number, quad in enumerate(quads, start=1)})
         if len(quads) == 1:
             known[kind] = quads[0]
@@ -156,7 +157,10 @@ def set_torsion(topology: mdtraj.Topology, positions_nm: np.ndarray, atoms: Quad
     """
     moving = atoms_beyond(topology, atoms[1], atoms[2])
     if moving is None:
-        raise InputError(f"torsion {'-'.join(map(str, atoms))} turns about a bond in a ring")
+        raise InputError(
+            f"torsion {'-'.join(map(str, atoms))} turns about a bond in a ring, as phi of proline does, and cannot be set: "
+            "choose another one"
+        )
     turn = angle_rad - float(torsion_angles(positions_nm, atoms))
     origin = positions_nm[atoms[1]]
     axis = positions_nm[atoms[2]] - origin
