@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import reframe as rfm
 import reframe.utility.sanity as sn
-from reframe.core.exceptions import SanityError
+from reframe.core.exceptions import ReframeError, SanityError
 
 from hpc_molgen.efficiency.suites import SIZES, SUITES
 from hpc_molgen.efficiency.suites.compare import repeated
@@ -47,7 +47,8 @@ class BenchmarkSuite(rfm.RunOnlyRegressionTest):
         """Say what runs, and leave out what this machine cannot run."""
         self.descr = f"hpc-molgen benchmark {self.suite} --size {self.size}"
         self.tags = {self.suite, self.size}
-        self.skip_if(self.size not in SIZES, f"size={self.size}: the sizes are {', '.join(SIZES)}")
+        if self.size not in SIZES:
+            raise ReframeError(f"size={self.size}: the sizes are {', '.join(SIZES)}")
         no_image = self.suite == "container" and not os.environ.get("HPC_MOLGEN_CONTAINER")
         self.skip_if(no_image, "set HPC_MOLGEN_CONTAINER to the path of an image")
         if self.size == "smoke":

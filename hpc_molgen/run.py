@@ -278,5 +278,5 @@ def stage_costs(run: Run, stage: str) -> dict[str, float]:
         "cpu_s": sum(record["cpu_s"] for record in records),
         "wall_s": sum(record["wall_s"] for record in root),
         "attempts": float(len(root)),
-        **({"joules": sum(counted)} if counted else {}),
+        **({"joules": sum(counted)} if counted and all(record.get("joules") is not None for record in root) else {}),
     }

@@ -203,13 +203,21 @@ class InternalRepresentation(Representation):
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         tensors = {"centre": self._centre, "free": self._free.to(torch.uint8), "mean": self._mean}
-        return {**tensors, "shift": self._shift, "scale": self._scale}, {}
+        return {**tensors, "shift": self._shift, "scale": self._scale}, {"rows": rows_of(self.zmatrix)}
 
     @classmethod
     def from_state(
         cls, system: MolecularSystem, tensors: dict[str, torch.Tensor], values: dict[str, object]
     ) -> InternalRepresentation:
-        return cls(ZMatrix(system.topology), tensors)
+        zmatrix = ZMatrix(system.topology)
+        if values.get("rows") != rows_of(zmatrix):
+            raise InputError("the representation was made by another version, with other internal coordinates: train again")
+        return cls(zmatrix, tensors)
+
+
+def rows_of(zmatrix: ZMatrix) -> list[list[int]]:
+    """Return what each row of a Z-matrix is measured from, as files hold it."""
+    return [[row.atom, row.a, row.b, row.c, row.sibling, row.fold] for row in zmatrix.rows]
 
 
 def torsion_row(zmatrix: ZMatrix, atoms: Quad) -> int | None:

@@ -214,9 +214,9 @@ def test_farms_of_strong_and_weak_scaling() -> None:
         ("one", 1, 12), ("two", 2, 24), ("strong 2", 2, 12)
     ]  # fmt: skip
     assert two.strong[0] is two.weak[0], "what runs on one rank serves both"
-    assert [(case.n_ranks, case.n_replicas) for case in many.strong] == [(n, 64) for n in (1, 2, 4, 8, 16)]
-    assert [(case.n_ranks, case.n_replicas) for case in many.weak] == [(n, 12 * n) for n in (1, 2, 4, 8, 16)]
-    assert many.n_replicas == 192 and plan_scaling(1, 12).cases.keys() == {"one"}
+    assert [(case.n_ranks, case.n_replicas) for case in many.strong] == [(n, 96) for n in (1, 2, 4, 8, 16, 24)]
+    assert [(case.n_ranks, case.n_replicas) for case in many.weak] == [(n, 12 * n) for n in (1, 2, 4, 8, 16, 24)]
+    assert many.n_replicas == 288 and plan_scaling(1, 12).cases.keys() == {"one"}
     assert [case.n_ranks for case in plan_scaling(1024, 12).strong][-1] == 256
     seconds = {"one": 10.0, "two": 12.5, "strong 2": 8.0}
     rounds = [

@@ -54,19 +54,20 @@ def test_the_counters_of_this_machine() -> None:
 
 
 def test_a_stage_counts_the_joules_of_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: RunConfig) -> None:
-    """On the node's first rank alone; attempts add up, and the table of costs shows them."""
+    """On the node's first rank alone; attempts add up where all were counted, and the table of costs shows them."""
     counter = domain(tmp_path / "powercap", "intel-rapl:0", "package-0", 0)
     monkeypatch.setattr("hpc_molgen.run.EnergyMeter", lambda: EnergyMeter(tmp_path / "powercap"))
     run = Run.create(tmp_path / "run", tiny_config, Workers())
     for ends in (3_000_000, 7_000_000):
-        with run.stage("reference"):
+        with run.stage("reference") as details:
             counter.write_text(f"{ends}\n")
-    monkeypatch.setenv("SLURM_LOCALID", "1")
-    with run.stage("reference") as details:
-        counter.write_text("9000000\n")
-        details["walkers"] = [{"cpu_s": 1.0, "wall_s": 1.0, "ns": 0.1}] * 4
+            details["walkers"] = [{"cpu_s": 1.0, "wall_s": 1.0, "ns": 0.1}] * 4
     if len(EnergyMeter(tmp_path / "powercap").sources) > 1:
         pytest.skip("a GPU here counts its energy as well")
     assert stage_costs(run, "reference")["joules"] == pytest.approx(7) and "joules" not in stage_costs(run, "train")
     shown = stage_table(collect_costs(run), Prices(None, None))
     assert shown.columns[-1] == "joules" and [row[-1] for row in shown.rows[:2]] == ["7", "-"] and shown.rows[-1][-1] == "7"
+    monkeypatch.setenv("SLURM_LOCALID", "1")  # not the node's first rank: nothing is counted, and then no sum is told
+    with run.stage("reference"):
+        counter.write_text("9000000\n")
+    assert "joules" not in stage_costs(run, "reference")

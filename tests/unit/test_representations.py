@@ -198,3 +198,14 @@ def test_molecules_in_pieces_are_refused(alanine: MolecularSystem) -> None:
     broken._bonds = [bond for bond in broken._bonds if {bond[0].name, bond[1].name} != {"CA", "C"}]
     with pytest.raises(InputError, match="connected by bonds"):
         ZMatrix(broken)
+
+
+def test_a_file_of_other_internal_coordinates_is_refused(alanine: MolecularSystem, internal: InternalRepresentation) -> None:
+    """As of a version that ordered or folded them otherwise: its numbers would be read as those of other atoms."""
+    tensors, values = internal.state()
+    InternalRepresentation.from_state(alanine, tensors, values)
+    rows = [list(row) for row in values["rows"]]  # type: ignore[attr-defined]
+    rows[3], rows[4] = rows[4], rows[3]
+    for changed in ({}, {"rows": rows}):
+        with pytest.raises(InputError, match="another version"):
+            InternalRepresentation.from_state(alanine, tensors, changed)

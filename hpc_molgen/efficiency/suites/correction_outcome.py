@@ -72,8 +72,11 @@ def of_groups(inside: np.ndarray, total: np.ndarray) -> Difference:
 
 
 def of_samples(system: MolecularSystem, positions_nm: np.ndarray, log_weight: np.ndarray) -> Difference:
-    """Return dF of independent weighted samples."""
-    value, half_width = weighted_free_energy(inside_of(system, positions_nm), log_weight)
+    """Return dF of independent weighted samples; nothing where fewer than `MIN_GROUPS` of them are on either side."""
+    inside, alive = inside_of(system, positions_nm), np.isfinite(log_weight)
+    if min(np.count_nonzero(inside & alive), np.count_nonzero(~inside & alive)) < MIN_GROUPS:
+        return NOT_KNOWN
+    value, half_width = weighted_free_energy(inside, log_weight)
     return value, None if half_width is None else half_width / NORMAL, half_width
 
 

@@ -96,7 +96,7 @@ def farm_faults(size: str, out: Path, seed: int) -> dict[str, Any]:
     generator = numpy_generator(seed, "farm faults")
     system = load_system(SystemConfig())
     modes = itertools.cycle(MODES)
-    with costs.stage("farms and their checks (CPU seconds of the checks)"), tempfile.TemporaryDirectory(dir=out) as folder:
+    with costs.stage("farms and their checks"), tempfile.TemporaryDirectory(dir=out) as folder:
         while tally.faults.total() < SIZES[size]:
             mode = next(modes)
             torment = _Torment(Path(folder) / f"farm-{tally.n_farms}", mode, system, generator, tally, SIZES[size])

@@ -136,12 +136,12 @@ class Scaling:
 
 
 def plan_scaling(n_cores: int, per_rank: int) -> Scaling:
-    """Farms on 1, 2, 4, ... ranks, as many as there are cores.
+    """Farms on 1, 2, 4, ... ranks, and on as many as there are cores.
 
     One rank and two with `per_rank` replicas each are called "one" and "two". On two cores those of one rank also serve strong
     scaling; on more it has four replicas for each rank of the largest farm, at most `MOST_STRONG`.
     """
-    ranks = [1 << power for power in range(n_cores.bit_length())]
+    ranks = sorted({*(1 << power for power in range(n_cores.bit_length())), n_cores})
     weak = [Case({1: "one", 2: "two"}.get(n, f"weak {n}"), n, n * per_rank) for n in ranks]
     total = per_rank if ranks[-1] <= 2 else max(per_rank, min(4 * ranks[-1], MOST_STRONG))
     strong = [Case(f"strong {n}", n, total) for n in ranks if n <= total]

@@ -155,7 +155,7 @@ def engine_speeds(
     if gromacs:
         facts = {"system": "vacuum", "protocol": "1fs", "dtype": "mixed", "engine": "gromacs"}
         methods.append(gromacs.method("vacuum 1fs gromacs", "vacuum 1fs reference", facts))
-    with costs.stage(f"{settings.n_rounds} rounds of every engine (GROMACS's processes not in the CPU seconds)"):
+    with costs.stage(f"{settings.n_rounds} rounds of every engine"):
         speeds = interleaved(methods, settings.n_rounds, settings.measure_s)
     for run in runs:
         speeds[run.method.label]["temperature"] = kinetic_temperature(np.array(run.kinetic_kj_mol), run.n_freedoms)

@@ -86,7 +86,7 @@ SIZES = {
         ),
         Walkers(n_groups=3, per_group=4, production_ps=10.0, equilibration_ps=0.5, save_every_ps=0.05),
         Exchange(n_temperatures=2, hottest_kelvin=350.0, swap_every_ps=0.02, n_swaps=12, n_ladders=4),
-        VacuumSettings(n_steps=4_000, save_every=100, n_rounds=3, n_copies=16),
+        VacuumSettings(n_steps=40_000, save_every=1_000, n_rounds=3, n_copies=16),
         n_exchanges=2,
     ),
     "laptop": Settings(_LEARNING, SeriesSettings(trajectories.SIZES["laptop"])),

@@ -11,7 +11,7 @@ import numpy as np
 from hpc_molgen.analysis.divergence import jensen_shannon, ramachandran_histogram
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
-from hpc_molgen.dynamics.gromacs import gromacs_path, gromacs_version
+from hpc_molgen.dynamics.gromacs import GromacsProblem, gromacs_path, gromacs_version
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
 from hpc_molgen.efficiency.suites.gromacs import Gromacs, children_cpu_s
 from hpc_molgen.efficiency.suites.record import spread
@@ -82,7 +82,9 @@ def _gromacs(program: Gromacs, settings: VacuumSettings) -> tuple[float, np.ndar
     program.run()
     spent = children_cpu_s() - cpu_s - program.method("", "", {}).overhead_s[0]
     frames = program.frames()
-    return settings.n_steps * 1e-6 / max(spent, 1e-6) * 86_400, frames[len(frames) // 5 :]
+    if spent <= 0:
+        raise GromacsProblem(f"its run of {settings.n_steps:,} steps took no longer than its start: more steps are needed")
+    return settings.n_steps * 1e-6 / spent * 86_400, frames[len(frames) // 5 :]
 
 
 def _batched(system: MolecularSystem, settings: VacuumSettings, seed: int) -> tuple[float, np.ndarray]:

@@ -50,7 +50,7 @@ def compare_series(settings: SeriesSettings, out: Path, size: str, seed: int, co
         for name, run in (("our GAN", mine), (PUBLISHED, theirs)):
             for cost in collect_costs(run).stages:
                 if cost.wall_s > 0 and (cost.stage != "reference" or run is mine):
-                    costs.add(f"{name}, seed {run.config.seed}: {cost.stage}", cost.cpu_s, cost.wall_s)
+                    costs.add_stage(f"{name}, seed {run.config.seed}: {cost.stage}", cost)
     return {
         "quality": trajectories.quality(findings),
         "training_cpu_s": {"generated": _training(ours), PUBLISHED: _training(published)},
@@ -58,6 +58,13 @@ def compare_series(settings: SeriesSettings, out: Path, size: str, seed: int, co
                          (("generated", ours), (PUBLISHED, published))},
         "memorisation": spread(found.memorisation.ratio for found in findings),
     }  # fmt: skip
+
+
+def published_sizes(settings: SeriesSettings) -> dict[str, int]:
+    """Updates of the published GAN's generator, frames of its windows, and width of its first layer, as a size has them."""
+    config = load_config(settings.ours.preset, [*settings.ours.assignments, *NETWORK, *settings.published])
+    sizes = config.surrogate.model_dump()
+    return {"updates": config.train.n_steps, "frames": sizes["n_frames"], "hidden": sizes["hidden"]}
 
 
 def _training(runs: list[Run]) -> dict[str, Any]:

@@ -7,14 +7,18 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpc_molgen import containers
 from hpc_molgen.energy import EnergyMeter
+from hpc_molgen.files import plain_values
 from hpc_molgen.provenance import provenance
 from hpc_molgen.workers import Stopwatch
+
+if TYPE_CHECKING:
+    from hpc_molgen.efficiency.costs import StageCost
 
 log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
@@ -25,6 +29,10 @@ class Costs:
 
     def __init__(self) -> None:
         self.stages: list[dict[str, Any]] = []
+
+    def add_stage(self, name: str, cost: StageCost) -> None:
+        """Enter what a stage of a run of the pipeline took."""
+        self.add(name, cost.cpu_s, cost.wall_s, cost.joules, 3600 * cost.gpu_h / cost.wall_s if cost.wall_s > 0 else 0.0)
 
     @contextmanager
     def stage(self, name: str, gpus: int = 0) -> Iterator[dict[str, Any]]:
@@ -37,10 +45,13 @@ class Costs:
         yield entry
         entry.update(self.add(name, watch.cpu_s, watch.wall_s, meter.joules, gpus))
 
-    def add(self, name: str, cpu_s: float, wall_s: float, joules: float | None = None, gpus: int = 0) -> dict[str, Any]:
-        """Enter what was measured elsewhere."""
+    def add(
+        self, name: str, cpu_s: float, wall_s: float, joules: float | None = None, gpus: float | None = None
+    ) -> dict[str, Any]:
+        """Enter what was measured elsewhere; `gpus` None: not known whether it kept one busy."""
         entry = {
-            "stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "core_h": cpu_s / 3600, "gpu_h": gpus * wall_s / 3600,
+            "stage": name, "cpu_s": cpu_s, "wall_s": wall_s, "core_h": cpu_s / 3600,
+            "gpu_h": None if gpus is None else gpus * wall_s / 3600,
             "load_average_1min": os.getloadavg()[0], "joules": joules,
         }  # fmt: skip
         self.stages.append(entry)
@@ -55,6 +66,14 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": float(array.mean()), "sd": deviation, "n": len(array), "values": [float(value) for value in array]}
 
 
+def finite(value: Any) -> Any:
+    """Return what tables can hold: a number or a `spread` as it is, None where it is not finite."""
+    numbers = [value.get("mean"), value.get("sd")] if isinstance(value, dict) else [value]
+    if all(isinstance(number, str | bool) or (number is not None and np.isfinite(number)) for number in numbers):
+        return value
+    return None
+
+
 def in_words(values: dict[str, Any]) -> str:
     """Write a `spread` as mean ± standard deviation."""
     return f"{values['mean']:.3g} ± {values['sd']:.2g}"
@@ -63,8 +82,14 @@ def in_words(values: dict[str, Any]) -> str:
 def complete_record(
     record: dict[str, Any], name: str, size: str, seed: int, load: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Put what every record holds in front of what a suite returned; `load` is what a `LoadWatch` has seen."""
-    return {
+    """Put what every record holds in front of what a suite returned; `load` is what a `LoadWatch` has seen.
+
+    Numbers that are not finite become null, in tables with their whole spread.
+    """
+    cells = [{**table, "rows": [[_cell(value) for value in row] for row in table["rows"]]} for table in record["tables"]]
+    judged = [{**row, "measured": _cell(row["measured"])} for row in record["targets"]]
+    record = {**record, "tables": cells, "targets": judged}
+    complete: dict[str, Any] = plain_values({
         "schema_version": SCHEMA_VERSION,
         "suite": name,
         "size": size,
@@ -74,7 +99,12 @@ def complete_record(
         "provenance": {**provenance(), "load_average": list(os.getloadavg())},
         "load": load,
         **record,
-    }
+    })  # fmt: skip
+    return complete
+
+
+def _cell(value: Any) -> Any:
+    return [_cell(inner) for inner in value] if isinstance(value, list) else finite(value)
 
 
 def render_markdown(record: dict[str, Any]) -> str:

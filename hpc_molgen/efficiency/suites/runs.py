@@ -78,7 +78,10 @@ def _take_over(run: Run, stage: str) -> None:
             continue
         run.path("costs").mkdir(exist_ok=True)
         shutil.copy2(other / "costs" / f"{stage}.jsonl", run.path("costs", f"{stage}.jsonl"))
-        shutil.copytree(other / stage, run.path(stage))
+        taken = run.directory / f".{stage}.taken"  # a copy that was killed half-way must not look like a finished stage
+        shutil.rmtree(taken, ignore_errors=True)
+        shutil.copytree(other / stage, taken)
+        taken.rename(run.path(stage))
         return
 
 

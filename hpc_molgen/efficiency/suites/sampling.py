@@ -16,7 +16,7 @@ from hpc_molgen.dynamics.choice import choose_energies, energy_function
 from hpc_molgen.efficiency.suites import sampling_tables as tables
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved
-from hpc_molgen.efficiency.suites.sampling_judge import Drawer, Family, Sampler, controls, judge
+from hpc_molgen.efficiency.suites.sampling_judge import Drawer, Family, Sampler, controls, effective_rates, judge
 from hpc_molgen.efficiency.suites.surrogate_pair import DIFFUSION, FLOW, Maps, Trained, device, trained_runs
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import plain_values
@@ -98,11 +98,13 @@ def sampling(size: str, out: Path, seed: int) -> dict[str, Any]:
             speeds = interleaved([_method(drawer, settings) for drawer in drawers], settings.n_rounds, ONE_CALL_S)
         with costs.stage("divergences and intervals"):
             methods = {
-                drawer.sampler.key: speeds[drawer.sampler.key] | judge(drawer, speeds, maps, settings.n_replicates)
+                drawer.sampler.key: speeds[drawer.sampler.key] | judge(drawer, maps, settings.n_replicates)
                 for drawer in drawers
             }
+            energy_s = _energy_s(drawers)
+            methods = {key: row | effective_rates(row, energy_s) for key, row in methods.items()}
             bad = controls(maps, settings.n_samples, seed)
-    results = {"methods": methods, "controls": bad, "device": device(), "energy_cpu_s": _energy_s(drawers)}
+    results = {"methods": methods, "controls": bad, "device": device(), "energy_cpu_s": energy_s}
     record = tables.record_of(results, size, settings.n_rounds)
     record["figures"] = [{"file": tables.draw(out, name, methods), "caption": tables.CAPTION}]
     plain: dict[str, Any] = plain_values({**record, "costs": costs.stages, "results": results, "config": asdict(settings)})

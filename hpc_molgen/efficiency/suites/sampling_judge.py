@@ -164,7 +164,18 @@ class Drawer:
         return found.figures()["log_density_rms"]
 
 
-def judge(drawer: Drawer, speeds: dict[str, Any], maps: Maps, n_replicates: int) -> dict[str, Any]:
+def effective_rates(found: dict[str, Any], energy_s: float) -> dict[str, Any]:
+    """Return effective samples a second of a certified sampler: all rounds' ESS over what a sample and its energy take."""
+    if not found["certified"]:
+        return {}
+    share = found["pooled"]["ess_fraction"]
+    return {
+        f"effective_{clock}": spread(share / (1 / speed + energy_s) for speed in found[clock]["values"])
+        for clock in ("per_cpu_s", "per_wall_s")
+    }
+
+
+def judge(drawer: Drawer, maps: Maps, n_replicates: int) -> dict[str, Any]:
     """Return the figures of a sampler beside its speed; those that are repeated as `spread` over rounds."""
     key, rounds = drawer.sampler.key, drawer.rounds
     even = np.full(drawer.n, 1 / drawer.n)
@@ -185,9 +196,6 @@ def judge(drawer: Drawer, speeds: dict[str, Any], maps: Maps, n_replicates: int)
     reasons = why_not_certified(_diagnosed(np.concatenate(weights)), float(np.mean(trips)) if trips else None)
     found |= {"certified": not reasons, "why_not": "; ".join(reasons)}
     if found["certified"]:
-        shares, speed = found["ess_fraction"]["values"], speeds[key]
-        for clock in ("per_cpu_s", "per_wall_s"):
-            found[f"effective_{clock}"] = spread(a * b for a, b in zip(speed[clock]["values"], shares, strict=True))
         pairs = [(one.phi_psi_rad, reweighting.normalised_weights(own)) for one, own in zip(rounds, weights, strict=True)]
         weighted = [maps.divergence(*pair, f"{key} weighted {number}") for number, pair in enumerate(pairs)]
         found["weighted_jsd_over_floor"] = spread(ratio for _, ratio in weighted)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpc_molgen.efficiency.figures import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, canvas
+from hpc_molgen.efficiency.suites.record import finite
 from hpc_molgen.efficiency.suites.rounds import target, target_sentence
 from hpc_molgen.efficiency.suites.sampling_judge import Family
 
@@ -21,16 +20,17 @@ EVALUATIONS, ESS, FLOOR, FLOW_AHEAD = 16, 0.4, 2.0, 5
 WITHIN = 2  # standard errors of the best ESS that the knee may be below it
 NOTES = (
     "Samples per second: from noise to positions, with ln q and its Jacobian unless the line says otherwise, on one thread or "
-    "a GPU. The energy that a weight needs as well is in the suite `correction`. ± is the standard deviation over rounds: in "
-    "each every method draws once, forwards and backwards in turn, after a first call that counts for nothing.",
+    "a GPU. ± is the standard deviation over rounds: in each every method draws once, forwards and backwards in turn, after a "
+    "first call that counts for nothing.",
     "Network evaluations of a sample are counted where they happen, at the network's first layer. One with its divergence "
     "counts as one, but costs more. Methods of the ODE begin at the same points of the prior.",
     "ESS is Kish's, unclipped, of weights exp(-u)/q (of whole paths for 'weighted paths'). Its error is the larger of the "
     "bootstrap's over the samples of all rounds and of what rounds differ by; k-hat is that of all rounds' samples together.",
-    "Effective samples per second (samples per second times ESS) are printed where k-hat <= 0.7, no sample has more than a "
-    "tenth of the weight and, for the ODE, ln q comes back from the prior within 0.1 (root mean square): a cautious error, up "
-    "to twelve times that of the samples themselves (suite `density`). The knee: the fewest evaluations of the ODE, certified, "
-    "whose ESS is within two standard errors of the best.",
+    "Effective samples per second: the ESS of all rounds together over the time of a sample and of its energy; ± is of the "
+    "speed, the ESS has its own. They are printed where k-hat <= 0.7, no sample has more than a tenth of the weight and, for "
+    "the ODE, ln q comes back from the prior within 0.1 (root mean square): a cautious error, up to twelve times that of the "
+    "samples themselves (suite `density`). The knee: the fewest evaluations of the ODE, certified, whose ESS is within two "
+    "standard errors of the best.",
     "Divergence: Jensen-Shannon, (phi, psi) on 60 x 60 bins, from held-out MD with its bias weighed out, over that of training "
     "MD at equal Kish size (the floor; frames of MD resemble each other, so independent samples can be below it). Weighted: at "
     "the size of their ESS. It hardly sees that phi > 0, 2 % of the ensemble, is missing: dF in the suite `correction` does.",
@@ -110,7 +110,7 @@ def _targets(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
     flow, found = methods["flow"], knee(methods)
     ode = [row for row in methods.values() if row["family"] == Family.ODE.value]
     evaluations = min((row["n_evaluations"]["mean"] for row in ode if row["certified"]), default=None)
-    ahead = None if found is None else flow["per_cpu_s"]["mean"] / found["per_cpu_s"]["mean"]
+    ahead = None if found is None or not flow["certified"] else flow["per_cpu_s"]["mean"] / found["per_cpu_s"]["mean"]
     ess = None if found is None else 100 * found["pooled"]["ess_fraction"]
     over_floor = None if found is None else found["jsd_over_floor"]["mean"]
     of_flow = 100 * flow["pooled"]["ess_fraction"] if flow["certified"] else None
@@ -148,23 +148,13 @@ def _quality_table(methods: Mapping[str, Any], controls: Mapping[str, float]) ->
     columns = ["method", "evaluations", "raw: divergence / nats", "raw: over the floor", "weighted: over the floor", "fail / %"]
     rows: list[list[Any]] = [
         [
-            row["method"], row["n_evaluations"]["mean"], shown(row["jsd_nats"]), shown(row["jsd_over_floor"]),
-            shown(row.get("weighted_jsd_over_floor")), 100 * row["failed_share"]["mean"],
+            row["method"], row["n_evaluations"]["mean"], finite(row["jsd_nats"]), finite(row["jsd_over_floor"]),
+            finite(row.get("weighted_jsd_over_floor")), 100 * row["failed_share"]["mean"],
         ]
         for row in methods.values()
     ]  # fmt: skip
     rows += [[f"wrong on purpose: {name}", None, None, finite(value), None, None] for name, value in controls.items()]
     return {"caption": "Quality of what is drawn, and of sets that are wrong on purpose", "columns": columns, "rows": rows}
-
-
-def finite(value: float) -> float | None:
-    """Return a number that tables can hold."""
-    return value if np.isfinite(value) else None
-
-
-def shown(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return a spread that tables can hold."""
-    return found if found is not None and np.isfinite([found["mean"], found["sd"]]).all() else None
 
 
 def draw(folder: Path, name: str, methods: Mapping[str, Any]) -> str:
@@ -176,7 +166,7 @@ def draw(folder: Path, name: str, methods: Mapping[str, Any]) -> str:
             own = sorted((row for row in methods.values() if row["family"] == family.value), key=_evaluations)
             for axis, quantity in ((left, "per_cpu_s"), (right, "jsd_over_floor")):
                 for row in own:
-                    if shown(row[quantity]) is None or row[quantity]["mean"] <= 0:
+                    if finite(row[quantity]) is None or row[quantity]["mean"] <= 0:
                         continue
                     style = {"color": colour, "mfc": colour if row["certified"] else "white", "ms": 8 if marker == "*" else 4.5}
                     axis.errorbar(_evaluations(row), row[quantity]["mean"], yerr=row[quantity]["sd"], fmt=marker, **style)

@@ -61,7 +61,7 @@ def measured_record(inputs: Inputs, group: ProcessGroup, size: str, seed: int) -
     notes = ["Steps without exchange run on all ranks at once; of steps with exchange the slowest rank counts."]
     plain = (inputs.precision, inputs.compile) == ("float32", False)
     if group.size == 1 and group.device.type == "cpu" and plain and available_cores() > 1:
-        with costs.stage("two processes against the model (CPU seconds of this one)"):
+        with costs.stage("two processes against the model"):
             check = check_two_processes(inputs.workload, effort, seed)
     else:
         notes.append("The model was not checked with two processes: that takes one rank, two cores, float32 and no compiler.")

@@ -225,9 +225,10 @@ def reached(points: Sequence[dict[str, float]], limit: float = LIMIT) -> dict[st
 def summary(curves: list[list[dict[str, float]]]) -> dict[str, Any]:
     """Seconds and steps to the target, of the seeds that got there; all curves.
 
-    A seed that did not get there is counted in `n_missed` and enters no mean; its curve tells the seconds that it took in vain.
+    A seed that did not get there is counted in `n_missed`; then there is no mean, which would be of the lucky ones. Its curve
+    tells the seconds that it took in vain.
     """
     ends = [end for points in curves if (end := reached(points)) is not None]
     keys = {"cpu_s": "cpu_s", "wall_s": "wall_s", "steps": "step"}
-    times = {name: spread(end[key] for end in ends) if ends else None for name, key in keys.items()}
+    times = {name: spread(end[key] for end in ends) if len(ends) == len(curves) else None for name, key in keys.items()}
     return {**times, "n_seeds": len(curves), "n_missed": len(curves) - len(ends), "curve": curves}

@@ -127,16 +127,19 @@ def quality_answer(quality: dict[str, Any]) -> list[str]:
     """One sentence for each surrogate that was trained to a quality."""
     limit, sentences = quality["reference"]["limit"], []
     for row in quality["time_to_quality"].values():
-        words, n_there = f"{row['words'][0].upper()}{row['words'][1:]}", row["n_seeds"] - row["n_missed"]
-        missed = f"; {row['n_missed']} of {row['n_seeds']} seeds did not get there" if row["n_missed"] else ""
-        if n_there == 0:
-            last = row["curve"][0][-1]["step"]
-            sentences.append(f"{words}: no seed was within {limit:g} times the noise floor after {last:,} steps.")
+        words, n_missed = f"{row['words'][0].upper()}{row['words'][1:]}", row["n_missed"]
+        if n_missed:
+            last, which = (
+                row["curve"][0][-1]["step"],
+                "no seed was" if n_missed == row["n_seeds"] else f"{n_missed} seed(s) of ",
+            )
+            which += "" if n_missed == row["n_seeds"] else f"{row['n_seeds']} were not"
+            sentences.append(f"{words}: {which} within {limit:g} times the noise floor after {last:,} steps; no time is given.")
             continue
         cpu, wall, steps = row["cpu_s"], row["wall_s"], row["steps"]
         sentences.append(
             f"{words}: within {limit:g} times the noise floor after {cpu['mean']:.3g} ± {cpu['sd']:.2g} CPU s of training "
-            f"({wall['mean']:.3g} ± {wall['sd']:.2g} s, {steps['mean']:,.0f} steps; {n_there} seeds{missed})."
+            f"({wall['mean']:.3g} ± {wall['sd']:.2g} s, {steps['mean']:,.0f} steps; {row['n_seeds']} seeds)."
         )
     return sentences
 
