@@ -130,7 +130,7 @@ def _verdict(record: dict[str, Any], flow: dict[str, Any]) -> str:
         text += campaign_verdict.of_record("verdict-laptop", record).sentence
     else:
         value, low, high, n = campaign_verdict.ratio_of(md, surrogate)
-        who = "the surrogate wins" if low > 1 else "MD wins" if high < 1 else "neither wins within the error bars"
+        who = campaign_verdict.who_wins(low, high)
         crossing = ((surrogate.row["ratios"].get("best MD") or {}).get("crossing") or {}).get("words", "not known")
         text += (
             f"at {campaign_verdict.TARGET} {who}. The best surrogate ({surrogate.row['name']}) takes {_times(surrogate)}, the "

@@ -21,6 +21,7 @@ from hpc_molgen.errors import InputError
 from tests.conftest import CommandLine
 
 KEPT = Path(__file__).resolve().parents[2] / "benchmarks" / "reports"
+FAILED = "Left out: a record lacks what it needs"  # what a section says that could not be made at all
 SECTIONS = (
     "Cost against accuracy, from zero", "Break-even", "Costs", "Scaling", "Conformations and free energies",
     "Effective samples", "Targets missed", "What was left out, and why", "How it was made",
@@ -117,6 +118,57 @@ def test_it_holds_what_the_records_hold(kept: Path) -> None:
     assert [float(row["value"]) for row in never] == [math.inf]
     absent = [suite for suite in SUITES if not any(record["suite"] == suite for record in records.values())]
     assert (f"| this folder | suites {', '.join(absent)} | there is no record of them |" in markdown) == bool(absent)
+
+
+def test_no_section_over_the_kept_records_fails_and_all_of_them_occur(kept: Path) -> None:
+    markdown = (kept / "report.md").read_text()
+    assert FAILED not in markdown and "not what was expected" not in markdown
+    assert all(path.stem in markdown for path in kept.glob("*.json"))
+    section = markdown[markdown.index("## Effective samples") : markdown.index("## Targets missed")]
+    record = json.loads((kept / "correction-laptop.json").read_text())
+    for name, method in record["results"].items():
+        if isinstance(method, dict) and "ess_fraction" in method:
+            assert (f"| correction-laptop | {name} |" in section) == (method["ess_fraction"] is not None)
+
+
+def test_weights_are_shown_seed_by_seed_or_as_mean_and_deviation(tmp_path: Path) -> None:
+    good = {"certified": True, "ess_fraction": spread([0.4, 0.5, 0.6]), "k_hat": spread([0.1, 0.2, 0.3]), "forward_ess": None}
+    bad = good | {"k_hat": spread([0.1, 0.2, 0.9])}  # 0.4 on average
+    single = {"ess_fraction": 0.5, "k_hat": 0.0, "n": 100}
+    nothing = {"certified": True, "ess_fraction": None, "k_hat": None}
+    results = {"good": good, "bad": bad, "single": single, "nothing": nothing, "of several": [single, single | {"k_hat": 0.8}]}
+    put(tmp_path, "correction", results=results)
+    put(tmp_path, "flow", results={"good": good, "words": {"ess_fraction": "much", "k_hat": 0.1}})
+    _, markdown, rows = written(tmp_path)
+    shown = markdown.replace("\u00a0", " ")
+    assert "| correction-laptop | good | 3 | - | 50.00 ± 10.00 % | - | 0.2 ± 0.1 | - | yes |" in shown
+    assert "| correction-laptop | bad | 3 | - | 50.00 ± 10.00 % | - | 0.4 ± 0.44 | - | no |" in shown
+    assert "| correction-laptop | single | 1 | 100 | 50.00 % | - | 0 | - | yes |" in shown
+    assert "| correction-laptop | of several | 2 | 100 | 50.00 % | - | 0 to 0.8 | - | 1 of 2 |" in shown
+    assert "| nothing |" not in shown and FAILED not in shown and "| flow-laptop | its weights | left out" in shown
+    found = [(row["quantity"], float(row["value"])) for row in rows if row["section"] == "weights" and row["set"] == "bad"]
+    assert ("k_hat, seed 2", 0.9) in found and ("ess_fraction, seed 0", 0.4) in found and len(found) == 6
+
+
+def test_what_two_records_share_is_counted_once(tmp_path: Path) -> None:
+    shared = {"stage": "training", "cpu_s": 3600.0, "wall_s": 9.0, "core_h": 1.0, "load_average_1min": 0.5}
+    other = shared | {"wall_s": 8.0}
+    put(tmp_path, "sampling", costs=[shared, other])
+    _, markdown, _ = written(tmp_path)
+    assert "| of all records and runs | 2 core hours |" in markdown and "counts once" not in markdown
+    assert "of this process" not in markdown
+    put(tmp_path, "correction", costs=[shared, shared | {"stage": "another"}])
+    _, markdown, _ = written(tmp_path)
+    assert (
+        "| of all records and runs, what they share once | 3 core hours |" in markdown
+        and "| all | 10,800 | 3 | 26 |" in markdown
+    )
+    assert "| sampling-laptop | 7,200 | 2 | 17 |" in markdown and "counts once what two records share: 1 stage has" in markdown
+    put(tmp_path, "trajectories", costs=[shared | {"stage": "seed 1: train", "wall_s": 7.0}])
+    put(tmp_path, "peers", costs=[shared | {"stage": "our GAN, seed 1: train", "wall_s": 7.0}])
+    assert "| of all records and runs, what they share once | 4 core hours |" in written(tmp_path)[1]
+    put(tmp_path, "md", costs=[{key: value for key, value in shared.items() if key != "core_h"}])
+    assert "of a stage 'of this process' those of programs" in written(tmp_path)[1]
 
 
 def test_prices_add_money(kept: Path, tmp_path: Path) -> None:
@@ -219,6 +271,140 @@ def test_scaling_of_the_farm_is_shown_with_its_ranks(tmp_path: Path) -> None:
     assert "modelled" not in markdown  # nothing modelled is in this folder
 
 
+def scaling_run(folder: Path, name: str, ranks: int, seconds: float, size: str = "laptop", **own: Any) -> None:
+    points = {
+        "surrogate": "diffusion", "precision": "float32", "compile": False, "device_name": "a CPU", "batch_size": 64,
+        "items_per_rank": 8, "ranks": ranks, "strong_s": [seconds, seconds], "weak_s": [],
+    } | own  # fmt: skip
+    put(folder, "scaling", results={"points": points}, size=size).rename(folder / f"{name}.json")
+
+
+def test_only_scaling_runs_of_one_kind_are_compared(tmp_path: Path) -> None:
+    scaling_run(tmp_path, "scaling-1", 1, 8.0, weak_s=[1.0])
+    scaling_run(tmp_path, "scaling-2", 2, 5.0, weak_s=[1.25])
+    gpu = {"device_name": "a GPU", "weak_s": [0.5]}
+    scaling_run(tmp_path, "scaling-4", 4, 0.1, **gpu)
+    scaling_run(tmp_path, "scaling-8", 8, 0.0625, **gpu | {"items_per_rank": 16})
+    alone: list[dict[str, Any]] = [{"surrogate": "gan"}, {"precision": "bf16"}, {"compile": True}, {"batch_size": 128}]
+    for number, own in enumerate(alone):
+        scaling_run(tmp_path, f"scaling-16-{number}", 16, 1.0, **own)
+    scaling_run(tmp_path, "scaling-32", 32, 1.0, "cluster")
+    scaling_run(tmp_path, "scaling-64", 64, 0.0)
+    _, markdown, rows = written(tmp_path)
+    of = "diffusion float32, a {}, {}, size laptop"
+    assert {(row["set"], row["quantity"], float(row["value"])) for row in rows if row["section"] == "scaling"} == {
+        (of.format("CPU", "batch of 64"), "efficiency on 1 ranks, strong", 1.0),
+        (of.format("CPU", "batch of 64"), "efficiency on 2 ranks, strong", 0.8),
+        (of.format("CPU", "8 items a rank"), "efficiency on 1 ranks, weak", 1.0),
+        (of.format("CPU", "8 items a rank"), "efficiency on 2 ranks, weak", 0.8),
+        (of.format("GPU", "batch of 64"), "efficiency on 4 ranks, strong", 1.0),
+        (of.format("GPU", "batch of 64"), "efficiency on 8 ranks, strong", 0.8),
+    }
+    assert "| scaling-64 | its scaling | left out" in markdown and (tmp_path / "figures" / "scaling.png").exists()
+
+
+def test_smoke_records_do_not_speak(tmp_path: Path) -> None:
+    put_verdict(tmp_path, [30.0, 33.0, 31.0], [10.0, 11.0, 10.5], size="smoke")
+    efficiency = [spread([1.0, 1.0]), spread([0.9, 0.9])]
+    put(tmp_path, "farm", size="smoke", results={"scaling": {"strong": {"ranks": [1, 2], "efficiency": efficiency}}})
+    put(tmp_path, "training", size="smoke", results={"processes": {"gan": {"words": "a GAN", "ratio": spread([1.8, 1.9])}}})
+    for ranks in (1, 2):
+        scaling_run(tmp_path, f"scaling-{ranks}", ranks, 1.0, "smoke")
+    html, markdown, rows = written(tmp_path)
+    assert "**No verdict.**" in markdown and "wins" not in html and "core-seconds" not in markdown
+    assert "No record in this folder measures or models scaling." in markdown
+    assert not [row for row in rows if row["section"] in ("verdict", "scaling")]
+    assert "| verdict-laptop | its speeds | size smoke" in markdown
+
+
+def test_a_method_whose_time_is_zero_is_not_ranked(tmp_path: Path) -> None:
+    results = {
+        "md": method("MD", [30.0, 33.0, 31.0]), "flow": method("surrogate", [10.0, 11.0, 10.5]),
+        "timeless": method("surrogate", [0.0, 1.0, 1.0], series=[]), "odd": method("MD", [1.0, 0.0, 1.0], series=[]),
+    }  # fmt: skip
+    put(tmp_path, "verdict", results=results, truth={"free_energy_kt": 3.8, "half_width_kt": 0.05})
+    _, markdown, _ = written(tmp_path)
+    assert "**The surrogate wins.**" in markdown and FAILED not in markdown
+    assert markdown.count("one of its times is not above 0") == 2
+
+
+def test_a_verdict_record_that_cannot_be_judged_by_gives_way(tmp_path: Path) -> None:
+    put(tmp_path, "verdict", results={"md": {"kind": "MD"}}, size="cluster").rename(tmp_path / "verdict-cluster.json")
+    put_verdict(tmp_path, [30.0, 33.0, 31.0], [10.0, 11.0, 10.5])
+    _, markdown, rows = written(tmp_path)
+    assert "**The surrogate wins.**" in markdown and "| verdict-cluster | its verdict | left out" in markdown
+    assert {row["record"] for row in rows if row["section"] == "verdict"} == {"verdict-laptop"}
+
+
+STAGE = {"stage": "train", "cpu_s": 1.0, "wall_s": 1.0, "gpu_h": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ({"verdict": "text"}, "broken/report.json | the file | no report of a run"),
+        ({"costs": {"stages": [{"stage": "train", "cpu_s": 1.0, "wall_s": 1.0}]}}, ""),
+        ({"costs": [1]}, "broken | its costs | left out"),
+        ({"costs": {"stages": [{"stage": "train"}]}}, "broken | its costs | left out"),
+        ({"costs": {"stages": [STAGE]}, "provenance": {"stages": {"train": {"load_average": []}}}}, ""),
+        ({"provenance": {"stages": {"train": {"cpu": "one", "load_average": []}}}}, ""),
+        ({"provenance": [1]}, "broken | where it comes from | left out"),
+        ({"provenance": {"stages": {"train": {"cpu": "one of no cores"}}}}, ""),
+        ({"break_even": {"dF": {"n_star": []}}}, "broken | its break-even points | left out"),
+        ({"weights": {"weighted": True, "ess_fraction": "all", "k_hat": 1}}, "broken | its weights | left out"),
+        ({"weights": [1]}, "broken | its weights | left out"),
+        ({"accuracy": {"curves": 1}, "divergences": {"a": 1}, "delta_f": [{"label": {}, "low": 1}]}, ""),
+        ({"verdict": {"sentence": "It is good.", "checks": 3}}, "broken | its checks | left out"),
+        ({"left_out": 3}, "broken | what it leaves out itself | not known"),
+    ],
+)
+def test_a_broken_run_costs_itself_alone(tmp_path: Path, broken: dict[str, Any], sentence: str) -> None:
+    good = {
+        "verdict": {"sentence": "MD is enough.", "headline": "MD wins", "checks": [{"passed": True}], "gate_passed": True},
+        "costs": {"stages": [STAGE | {"cpu_s": 7200.0}]},
+        "provenance": {"stages": {"train": {"cpu": "x86", "cores": 2, "load_average": [0.5], "git_commit": "abc"}}},
+    }
+    verdict = {"sentence": "It is good.", "headline": "It wins"}
+    for name, content in (("broken", {"verdict": verdict} | broken), ("good", good)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(content))
+    _, markdown, _ = written(tmp_path)
+    assert "**MD wins.** MD is enough." in markdown and FAILED not in markdown and f"| {sentence}" in markdown
+    assert "| good | MD wins | 1 of 1 |" in markdown and "| good | 7,200 | 2 |" in markdown
+    assert "| good | - | x86, 2 cores | 0.5 | abc |" in markdown
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_deep_nesting_is_no_traceback(tmp_path: Path, depth: int) -> None:
+    put(tmp_path, "md")
+    record = put(tmp_path, "energies").read_text()
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    (tmp_path / "energies-laptop.json").write_text(record.replace('"results": null', f'"results": {deep}'))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text(f'{{"verdict": {{"sentence": "a", "headline": "b"}}, "weights": {deep}}}')
+    _, markdown, _ = written(tmp_path)
+    assert FAILED not in markdown and "| md-laptop |" in markdown
+    assert ("nested too deeply" in markdown) == (depth > 10_000)
+
+
+def test_the_table_says_which_run_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sheet.rows_of
+
+    def some(record: dict[str, Any]) -> Any:
+        yield from whole(record)
+        if "trp" in str(record["name"]):
+            raise KeyError("a part of another version")
+
+    monkeypatch.setattr(sheet, "rows_of", some)
+    for name in ("trp-cage", "triple-well", "alanine-dipeptide"):
+        shutil.copytree(KEPT / name, tmp_path / name)
+    _, markdown, rows = written(tmp_path)
+    assert "| trp-cage | its figures in report.csv | left out" in markdown
+    assert {row["record"] for row in rows if row["section"] != "costs"} == {
+        "alanine-dipeptide"
+    }  # the other has no such figures
+
+
 @pytest.mark.parametrize("content", [{}, {"nothing.json": "{}"}, {"broken.json": '{"suite": "md", '}])
 def test_a_folder_without_records_is_one_clear_error(tmp_path: Path, content: dict[str, str]) -> None:
     for name, text in content.items():
@@ -255,13 +441,14 @@ def test_keys_of_a_newer_version_are_no_reason_to_leave_a_record_out(tmp_path: P
     assert "| md-laptop | md | t | <= 1 | 2 |" in markdown
 
 
-def test_a_record_that_lacks_what_a_section_needs_costs_that_section_alone(tmp_path: Path) -> None:
+def test_a_record_that_lacks_what_a_section_needs_is_left_out_of_that_section_alone(tmp_path: Path) -> None:
     put(tmp_path, "verdict", results={"md": {"kind": "MD"}})
     put(tmp_path, "farm", results={"scaling": {"strong": {"ranks": [1, 2]}}})
     put(tmp_path, "md", targets=[{"name": "t", "target": "<= 1", "measured": 2.0, "reached": False}])
     _, markdown, _ = written(tmp_path)
-    assert "**No verdict.**" in markdown and markdown.count("Left out: a record lacks what it needs") == 2
-    assert "| this report | Scaling | a record lacks what it needs" in markdown and "| md-laptop | md | t |" in markdown
+    assert "**No verdict.**" in markdown and FAILED not in markdown and "| md-laptop | md | t |" in markdown
+    for name, what in (("verdict", "its verdict"), ("verdict", "its times and curves"), ("farm", "its scaling")):
+        assert f"| {name}-laptop | {what} | left out, as it is not what was expected (KeyError" in markdown
 
 
 def test_a_smoke_record_does_not_stand_for_a_longer_one(tmp_path: Path) -> None:

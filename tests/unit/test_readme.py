@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hpc_molgen.efficiency.suites import campaign_verdict
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "readme.py"
 
@@ -57,6 +59,17 @@ def test_a_changed_number_in_a_record_is_noticed(copies: tuple[Path, Path], of: 
     assert call(*arguments).returncode == 0 and shown in readme.read_text()
     assert call("--check", *arguments).returncode == 0
     assert readme.read_text().replace(shown, "").split("## Commands")[1] == before.split("## Commands")[1]
+
+
+def test_who_wins_is_the_rule_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import readme
+
+    monkeypatch.setattr(campaign_verdict, "who_wins", lambda low, high: f"it is {low < high} that nobody wins")
+    reports = ROOT / "benchmarks" / "reports"
+    record, flow = (json.loads((reports / f"{name}-laptop.json").read_text()) for name in ("verdict", "flow"))
+    assert "it is True that nobody wins" in " ".join(readme._verdict(record, flow).split())
+    assert "it is True that nobody wins" in campaign_verdict.of_record("verdict", record).sentence
 
 
 def test_a_number_that_somebody_typed_is_noticed(copies: tuple[Path, Path]) -> None:

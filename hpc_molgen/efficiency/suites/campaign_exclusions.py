@@ -22,10 +22,11 @@ def table(campaign: Campaign, problems: list[tuple[str, str]]) -> Table:
     """Return all that is in no figure; `problems` are sections of this report that could not be made."""
     rows = [[name, "the file", reason] for name, reason in campaign.unread]
     rows += [["this report", section, reason] for section, reason in problems]
+    rows += [list(row) for row in campaign.faults]
     rows += [list(row) for row in _suites(campaign)]
     for name, record in campaign.records.items():
         rows += [[name, "by its notes", sentence] for sentence in _sentences(record)]
-    for name, record in campaign.of_suite("verdict"):
+    for name, record in campaign.measured("verdict"):
         rows += _told(name, _not_ranked(record))
     for run in campaign.runs:
         rows += _told(run.name, _of_run(run))
@@ -77,6 +78,8 @@ def _why_not_ranked(method: Method) -> str:
         return ""
     if row["kind"] == "biased by design":
         return "biased by design: its estimates do not come to the truth however long it samples"
+    if method.untimed:
+        return "one of its times is not above 0, so that nothing is a multiple of it"
     if not row["certified"]:
         return "not certified: " + ("; ".join(_doubts(row["series"])) or "its weights are not to be trusted")
     if row["median_s"] is None:

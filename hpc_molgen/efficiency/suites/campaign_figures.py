@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from hpc_molgen.efficiency.suites.campaign_folder import Campaign
 
 _OWN = (("-", "o", figures.BLACK), ((0, (4, 1.6)), "s", figures.BLUE), ((0, (6, 1.5, 1, 1.5)), "^", figures.VERMILLION),
         ((0, (8, 2)), "D", figures.GREEN), ((0, (3, 1, 1, 1, 1, 1)), "v", figures.ORANGE))  # fmt: skip
+
+_SCALING = "its scaling"
 
 
 def verdict_curves(folder: Path, name: str, record: Mapping[str, Any]) -> bool:
@@ -85,26 +88,55 @@ class Points:
 
 def training_points(campaign: Campaign) -> Iterator[Points]:
     """Yield what the suite `training` measured of one and of two processes, and `scaling` of any number of ranks."""
-    for _, record in campaign.of_suite("training"):
-        for row in (record["results"] or {}).get("processes", {}).values():
-            if "ratio" in row:
-                half = row["ratio"]["mean"] / 2, row["ratio"]["sd"] / 2
-                yield Points(row["words"], "strong", [1, 2], [1.0, half[0]], [0.0, half[1]])
-    measured = [
-        record["results"]["points"] for _, record in campaign.of_suite("scaling") if (record["results"] or {}).get("points")
+    for name, record in campaign.measured("training"):
+        yield from campaign.guarded(name, _SCALING, _two_processes, record)
+    runs = [
+        run
+        for name, record in campaign.measured("scaling")
+        for run in campaign.guarded(name, _SCALING, _runs_of_scaling, record)
     ]
-    measured.sort(key=lambda points: int(points["ranks"]))
-    for kind in ("strong", "weak"):
-        own = [points for points in measured if points[f"{kind}_s"]]
+    groups = defaultdict[tuple[str, str], list[_Run]](list)
+    for run in sorted(runs, key=lambda run: run.ranks):
+        groups[run.kind, run.of].append(run)
+    for (kind, of), own in groups.items():
         if len(own) > 1:
-            first = own[0]
-            grows = [points["ranks"] / first["ranks"] if kind == "strong" else 1.0 for points in own]
-            base = float(np.mean(first[f"{kind}_s"]))
-            ratios = [base / np.array(points[f"{kind}_s"]) / grow for points, grow in zip(own, grows, strict=True)]
-            yield Points(
-                f"{first['surrogate']}, {first['device_name']}", kind, [points["ranks"] for points in own],
-                [float(ratio.mean()) for ratio in ratios], [_sd(ratio) for ratio in ratios],
-            )  # fmt: skip
+            base, fewest = float(own[0].seconds.mean()), own[0].ranks
+            ratios = [base / run.seconds / (run.ranks / fewest if kind == "strong" else 1.0) for run in own]
+            efficiency, deviations = [float(ratio.mean()) for ratio in ratios], [_sd(ratio) for ratio in ratios]
+            yield Points(of, kind, [run.ranks for run in own], efficiency, deviations)
+
+
+def _two_processes(record: Mapping[str, Any]) -> Iterator[Points]:
+    for row in (record["results"] or {}).get("processes", {}).values():
+        if "ratio" in row:
+            half = row["ratio"]["mean"] / 2, row["ratio"]["sd"] / 2
+            yield Points(row["words"], "strong", [1, 2], [1.0, half[0]], [0.0, half[1]])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Seconds of a step on one number of ranks; only runs of the same kind `of` the same are compared."""
+
+    kind: str
+    of: str
+    ranks: int
+    seconds: np.ndarray
+
+
+def _runs_of_scaling(record: Mapping[str, Any]) -> Iterator[_Run]:
+    """Yield strong and weak scaling of a record scaling-<ranks>, with all that another must have in common with it."""
+    points = (record["results"] or {}).get("points")
+    if not points:
+        return
+    compiled = " compiled" if points.get("compile") else ""
+    of = f"{points['surrogate']} {points['precision']}{compiled}, {points['device_name']}"
+    work = {"strong": f"batch of {points['batch_size']}", "weak": f"{points['items_per_rank']} items a rank"}
+    for kind, words in work.items():
+        seconds = np.array(points[f"{kind}_s"], dtype=np.float64)
+        if not (seconds > 0).all():
+            raise ValueError("a step that takes no time")
+        if len(seconds):
+            yield _Run(kind, f"{of}, {words}, size {record['size']}", int(points["ranks"]), seconds)
 
 
 def _sd(values: np.ndarray) -> float:
@@ -113,27 +145,35 @@ def _sd(values: np.ndarray) -> float:
 
 def farm_points(campaign: Campaign) -> Iterator[Points]:
     """Yield strong and weak scaling of the farm; of older records what a second rank brought."""
-    for _, record in campaign.of_suite("farm"):
-        results = record["results"] or {}
-        scaling = results.get("scaling") or {}
-        for kind in ("strong", "weak"):
-            if (own := scaling.get(kind)) and len(own["ranks"]) > 1:
-                spreads = own["efficiency"]
-                efficiency, deviations = [one["mean"] for one in spreads], [one["sd"] for one in spreads]
-                yield Points("farm", kind, list(own["ranks"]), efficiency, deviations)
-        if not scaling and "gain" in results:
-            gain = results["gain"]
-            yield Points("farm", "weak", [1, 2], [1.0, gain["mean"] / 2], [0.0, gain["sd"] / 2])
+    for name, record in campaign.measured("farm"):
+        yield from campaign.guarded(name, _SCALING, _of_farm, record)
+
+
+def _of_farm(record: Mapping[str, Any]) -> Iterator[Points]:
+    results = record["results"] or {}
+    scaling = results.get("scaling") or {}
+    for kind in ("strong", "weak"):
+        if (own := scaling.get(kind)) and len(own["ranks"]) > 1:
+            spreads = own["efficiency"]
+            efficiency, deviations = [one["mean"] for one in spreads], [one["sd"] for one in spreads]
+            yield Points("farm", kind, list(own["ranks"]), efficiency, deviations)
+    if not scaling and "gain" in results:
+        gain = results["gain"]
+        yield Points("farm", "weak", [1, 2], [1.0, gain["mean"] / 2], [0.0, gain["sd"] / 2])
 
 
 def plan_points(campaign: Campaign) -> Iterator[Points]:
     """Yield what the model of `scaling --plan` says."""
-    for _, record in campaign.of_suite("scaling"):
-        for kind in ("strong", "weak"):
-            rows = (record["results"] or {}).get(kind) or []
-            if len(rows) > 1:
-                ranks, efficiency = [row["n_ranks"] for row in rows], [row["efficiency"] for row in rows]
-                yield Points(f"{kind} scaling", "modelled", ranks, efficiency, [0.0] * len(rows))
+    for name, record in campaign.measured("scaling"):
+        yield from campaign.guarded(name, _SCALING, _of_plan, record)
+
+
+def _of_plan(record: Mapping[str, Any]) -> Iterator[Points]:
+    for kind in ("strong", "weak"):
+        rows = (record["results"] or {}).get(kind) or []
+        if len(rows) > 1:
+            ranks, efficiency = [row["n_ranks"] for row in rows], [row["efficiency"] for row in rows]
+            yield Points(f"{kind} scaling", "modelled", ranks, efficiency, [0.0] * len(rows))
 
 
 def scaling(folder: Path, name: str, panels: Mapping[str, list[Points]]) -> None:

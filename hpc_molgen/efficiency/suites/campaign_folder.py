@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,8 +13,10 @@ from hpc_molgen.efficiency.suites.schema import BenchmarkRecord
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json
 
-FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # of a record that lacks what a part needs
+# of a record that lacks what a part needs
+FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError)
 _SIZES = ("smoke", "plan", "laptop", "cluster")  # the later says more
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,29 @@ class Campaign:
     runs : tuple of RunReport
     unread : list of (str, str)
         Files that were left out, and why.
+    faults : list of (str, str, str)
+        Records and runs, which part of them was left out, and why.
     """
 
     folder: Path
     records: dict[str, dict[str, Any]]
     runs: tuple[RunReport, ...]
     unread: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def guarded(self, name: str, what: str, make: Callable[..., Iterable[_Made]], *given: Any) -> list[_Made]:
+        """Return all that `make` makes of one record or run, or nothing where that lacks what it needs, which is noted."""
+        try:
+            return list(make(*given))
+        except FAULTS as fault:
+            found = (name, what, f"left out, as it is not what was expected ({type(fault).__name__}: {fault})")
+            if found not in self.faults:
+                self.faults.append(found)
+            return []
+
+    def measured(self, suite: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the records of a suite, as `of_suite` does, but for those of size smoke, whose clock is too coarse."""
+        yield from ((name, record) for name, record in self.of_suite(suite) if record["size"] != "smoke")
 
     def of_suite(self, suite: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the records of a suite with their names, the one that says most first: the largest size, then the newest."""
@@ -91,7 +110,8 @@ def read_campaign(folder: Path) -> Campaign:
     for path in sorted([*folder.glob("*/report.json"), *folder.glob("*/report/report.json")]):
         content = _read(path, folder, unread)
         place = path.parent.relative_to(folder)
-        if isinstance(content, dict) and isinstance((content.get("verdict") or {}).get("sentence"), str):
+        verdict = content.get("verdict") if isinstance(content, dict) else None
+        if isinstance(verdict, dict) and isinstance(verdict.get("sentence"), str):
             runs.append(RunReport(place.parts[0], place, content))
         elif content is not None:
             unread.append((str(place / path.name), "no report of a run: it has no verdict"))
@@ -110,7 +130,9 @@ def _read(path: Path, folder: Path, unread: list[tuple[str, str]]) -> Any:
         return read_json(path)
     except InputError as error:
         unread.append((str(path.relative_to(folder)), str(error.__cause__ or "not readable")))
-        return None
+    except RecursionError:
+        unread.append((str(path.relative_to(folder)), "its brackets are nested too deeply"))
+    return None
 
 
 def _no_record(content: Any) -> str:

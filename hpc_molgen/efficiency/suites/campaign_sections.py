@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,15 @@ from typing import Any
 from hpc_molgen.efficiency import accuracy, exclusions, pages
 from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.document import Picture, Section
-from hpc_molgen.efficiency.suites import campaign_exclusions, campaign_figures, campaign_tables, campaign_verdict
+from hpc_molgen.efficiency.suites import (
+    campaign_exclusions,
+    campaign_figures,
+    campaign_tables,
+    campaign_verdict,
+    campaign_weights,
+)
 from hpc_molgen.efficiency.suites.campaign_figures import Points
-from hpc_molgen.efficiency.suites.campaign_folder import FAULTS, Campaign
+from hpc_molgen.efficiency.suites.campaign_folder import FAULTS, Campaign, RunReport
 from hpc_molgen.efficiency.tables import Table
 
 _PANELS = {  # pictures of a run's report -> what they show
@@ -81,29 +87,36 @@ class Pages:
             return Section(title, (f"Left out: {reason}.",))
 
     def _curves(self, title: str) -> Section:
-        pictures, shown, text = [], list[Table](), []
-        for name, record in list(self.campaign.of_suite("verdict"))[:1]:
-            shown.append(campaign_verdict.table(record))
-            caption = (
-                f"Half-width of the 95 % interval of dF(phi > 0) against core-seconds from zero, all costs counted, of {name}. "
-                "Thin: seeds; bold: their median, from where the fixed costs are paid; dotted: extrapolated by 1/sqrt of the "
-                "time since then."
-            )
-            if campaign_figures.verdict_curves(self.drawn, "verdict-curves", record):
-                pictures.append(self.picture("verdict-curves", caption))
-            else:
-                kept = [self.kept(Path(one["file"]), "verdict-curves", caption) for one in record.get("figures", [])]
-                pictures += [one for one in kept[:1] if one is not None]
+        found: list[Picture | Table] = []
+        for name, record in list(self.campaign.measured("verdict"))[:1]:
+            found += self.campaign.guarded(name, "its times and curves", self._curves_of_record, name, record)
         for run in self.campaign.runs:
-            if not run.of_structures or not (found := accuracy.of_record(run.data)):
-                continue
-            accuracy.draw(self.drawn, found, f"accuracy-{run.name}")
-            pictures.append(self.picture(f"accuracy-{run.name}", f"Run '{run.name}'. {accuracy.caption(found)}"))
-            table = accuracy.table(found)
-            shown.append(Table(f"{table.title}, run '{run.name}'", table.columns, table.rows, table.note, table.words))
-        if not pictures:
-            text.append("No record of the suite 'verdict' and no certified run holds such a curve.")
-        return Section(title, tuple(text), tuple(pictures), tuple(shown))
+            if run.of_structures:
+                found += self.campaign.guarded(run.name, "its curves", self._curves_of_run, run)
+        pictures = tuple(one for one in found if isinstance(one, Picture))
+        text = () if pictures else ("No record of the suite 'verdict' and no certified run holds such a curve.",)
+        return Section(title, text, pictures, tuple(one for one in found if isinstance(one, Table)))
+
+    def _curves_of_record(self, name: str, record: Mapping[str, Any]) -> Iterator[Picture | Table]:
+        yield campaign_verdict.table(record)
+        caption = (
+            f"Half-width of the 95 % interval of dF(phi > 0) against core-seconds from zero, all costs counted, of {name}. "
+            "Thin: seeds; bold: their median, from where the fixed costs are paid; dotted: extrapolated by 1/sqrt of the time "
+            "since then."
+        )
+        if campaign_figures.verdict_curves(self.drawn, "verdict-curves", record):
+            yield self.picture("verdict-curves", caption)
+            return
+        kept = [self.kept(Path(one["file"]), "verdict-curves", caption) for one in record.get("figures", [])]
+        yield from (one for one in kept[:1] if one is not None)
+
+    def _curves_of_run(self, run: RunReport) -> Iterator[Picture | Table]:
+        if not (found := accuracy.of_record(run.data)):
+            return
+        accuracy.draw(self.drawn, found, f"accuracy-{run.name}")
+        yield self.picture(f"accuracy-{run.name}", f"Run '{run.name}'. {accuracy.caption(found)}")
+        table = accuracy.table(found)
+        yield Table(f"{table.title}, run '{run.name}'", table.columns, table.rows, table.note, table.words)
 
     def _break_even(self, title: str) -> Section:
         table = campaign_tables.break_even(self.campaign)
@@ -131,7 +144,11 @@ class Pages:
             "Speed over ranks times the speed of one rank (dotted: ideal); bars: standard deviation over rounds. Strong: the "
             "same work for all; weak: as much for each rank."
         )
-        assumed = [name for _, record in self.campaign.of_suite("scaling") for name in _assumed(record)]
+        assumed = [
+            given
+            for name, record in self.campaign.measured("scaling")
+            for given in self.campaign.guarded(name, "what its model assumes", _assumed, record)
+        ]
         text = (
             ["The modelled curves are a forecast of `benchmark scaling --plan`, not a measurement"
              + (f"; assumed in it: {', '.join(dict.fromkeys(assumed))}." if assumed else ".")]
@@ -159,10 +176,10 @@ class Pages:
         return Section(title, text, tuple(pictures), (table,) if table else ())
 
     def _weights(self, title: str) -> Section:
-        found = campaign_tables.weights(self.campaign)
+        found = campaign_weights.weights(self.campaign)
         if not found:
             return Section(title, ("No record and no run in this folder has importance weights.",))
-        return Section(title, (), (), (campaign_tables.weights_table(found),))
+        return Section(title, (), (), (campaign_weights.weights_table(found),))
 
     def _targets(self, title: str) -> Section:
         text, table = campaign_tables.targets(self.campaign)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,13 @@ class Method:
     @property
     def eligible(self) -> bool:
         """Whether it may be called best: a time for every seed, trusted weights, and intervals of which most hold the truth."""
-        return (
-            self.row["median_s"] is not None and bool(self.row["certified"]) and 2 * self.row["inside"] > self.row["intervals"]
-        )
+        timed = self.row["median_s"] is not None and not self.untimed
+        return timed and bool(self.row["certified"]) and 2 * self.row["inside"] > self.row["intervals"]
+
+    @property
+    def untimed(self) -> bool:
+        """Whether one of its times is not above 0, so that it has no ratio to another."""
+        return any(time is not None and time <= 0 for time in self.times)
 
     @property
     def words(self) -> str:
@@ -76,6 +80,11 @@ def best(found: Sequence[Method], kind: str) -> Method | None:
     return min(own, key=lambda method: float(method.row["median_s"]), default=None)
 
 
+def who_wins(low: float, high: float) -> str:
+    """Return who wins by the 95 % interval of the time of the best MD over that of the best surrogate."""
+    return "the surrogate wins" if low > 1 else "MD wins" if high < 1 else "neither wins within the error bars"
+
+
 def ratio_of(md: Method, other: Method) -> tuple[float, float, float, int]:
     """Time of MD over that of another method: geometric mean over seeds, its 95 % interval, and the number of pairs.
 
@@ -93,21 +102,31 @@ def ratio_of(md: Method, other: Method) -> tuple[float, float, float, int]:
 
 def answer(campaign: Campaign) -> Answer:
     """Return the verdict: of the record of the suite `verdict`, of a run's report, or that there is none."""
-    for name, record in campaign.of_suite("verdict"):
-        return of_record(name, record)
+    for name, record in campaign.measured("verdict"):
+        for found in campaign.guarded(name, "its verdict", _of_record, name, record):
+            return found
     runs = [run for run in campaign.runs if run.of_structures]
     for run in sorted(runs, key=lambda run: not run.data["verdict"].get("gate_passed")):
-        return _of_run(run)
+        for found in campaign.guarded(run.name, "its verdict", _of_run, run):
+            return found
     text = (
-        "There is no verdict: the folder holds neither a record of the suite 'verdict' nor the report of a run on structures."
+        "There is no verdict: the folder holds neither a record of the suite 'verdict' that can be judged by (one of size "
+        "smoke cannot) nor the report of a run on structures."
     )
     return Answer("No verdict", text, "", False)
 
 
-def _of_run(run: RunReport) -> Answer:
+def _of_record(name: str, record: Mapping[str, Any]) -> Iterator[Answer]:
+    yield of_record(name, record)
+
+
+def _of_run(run: RunReport) -> Iterator[Answer]:
     verdict = run.data["verdict"]
-    remarks = f"From the report of the run '{run.name}', one seed; there is no record of the suite 'verdict' in this folder."
-    return Answer(verdict["headline"], verdict["sentence"], remarks, bool(verdict.get("gate_passed")))
+    remarks = (
+        f"From the report of the run '{run.name}', one seed; there is no record of the suite 'verdict' in this folder that can "
+        "be judged by."
+    )
+    yield Answer(str(verdict["headline"]), verdict["sentence"], remarks, bool(verdict.get("gate_passed")))
 
 
 def of_record(name: str, record: Mapping[str, Any]) -> Answer:
@@ -121,7 +140,7 @@ def of_record(name: str, record: Mapping[str, Any]) -> Answer:
         known = [one.words for one in (md, surrogate, particles) if one is not None]
         return Answer("No winner", text, f"{'; '.join(known)}. {origin}" if known else origin, False)
     value, low, high, n = ratio_of(md, surrogate)
-    who = "the surrogate wins" if low > 1 else "MD wins" if high < 1 else "neither wins within the error bars"
+    who = who_wins(low, high)
     spread = f"[{number(low, 2)}, {number(high, 2)}] (95 %, Student's t of the logarithms over {n} seeds)" if n > 1 else (
         "with one seed, so without an interval"
     )  # fmt: skip
