@@ -31,7 +31,7 @@ def load_tensors(path: Path, kind: str, system_key: str) -> tuple[dict[str, torc
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads(file.metadata()["hpc_molgen"])
-            # copies, which begin where memory is aligned: torch's vectors round otherwise at other places, and bits would differ
+            # copies, which begin where memory is aligned: elsewhere vectors are cut otherwise, and sums have other bits
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
