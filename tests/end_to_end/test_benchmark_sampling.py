@@ -17,7 +17,7 @@ from hpc_molgen.efficiency.suites.correction_outcome import Outcome, effective, 
 from hpc_molgen.efficiency.suites.correction_tables import MANY, MD, SURROGATE, record_of, summary
 from hpc_molgen.efficiency.suites.correction_ways import missed
 from hpc_molgen.efficiency.suites.sampling import sampling
-from hpc_molgen.efficiency.suites.sampling_judge import Family
+from hpc_molgen.efficiency.suites.sampling_judge import Family, effective_rates
 from hpc_molgen.efficiency.suites.sampling_tables import knee
 from hpc_molgen.efficiency.suites.surrogate_pair import Maps, configuration, why_not_certified
 from hpc_molgen.errors import InputError
@@ -98,12 +98,21 @@ def test_no_speed_without_weights_that_can_be_trusted(smoke: Path) -> None:
         sound = pooled is not None and (pooled["k_hat"] or 9) <= 0.7 and pooled["largest_share"] <= 0.1 and trip <= 0.1
         assert row["certified"] == sound
         if sound:
-            pairs = zip(row["per_cpu_s"]["values"], row["ess_fraction"]["values"], strict=True)
-            assert shown[row["method"]]["values"] == pytest.approx([speed * share for speed, share in pairs])
+            energy_s = record["results"]["energy_cpu_s"]
+            rates = [pooled["ess_fraction"] / (1 / speed + energy_s) for speed in row["per_cpu_s"]["values"]]
+            assert shown[row["method"]]["values"] == pytest.approx(rates)
         else:
             assert row["effective_per_cpu_s"] is None and isinstance(shown[row["method"]], str)
     assert not record["results"]["methods"]["rk4-8"]["certified"]  # sixty steps teach no diffusion
     assert sum(isinstance(value, str) for value in shown.values()) >= 10
+
+
+def test_effective_rates_count_all_rounds_and_energies() -> None:
+    """Half of 1,000 and 500 samples a second count, an energy takes 1 ms: 0.5 / (1 ms + 1 ms) and 0.5 / (2 ms + 1 ms)."""
+    speed = {"values": [1000.0, 500.0]}
+    row = {"certified": True, "pooled": {"ess_fraction": 0.5}, "per_cpu_s": speed, "per_wall_s": speed}
+    assert effective_rates(row, 1e-3)["effective_per_cpu_s"]["values"] == pytest.approx([250.0, 500 / 3])
+    assert effective_rates(row | {"certified": False}, 1e-3) == {}
 
 
 def test_every_way_has_figures_and_pays_for_everything(smoke: Path) -> None:

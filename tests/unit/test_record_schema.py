@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_molgen.efficiency.suites import use_records
 from hpc_molgen.efficiency.suites.schema import check, schema_text
-from hpc_molgen.errors import HpcMolgenError
+from hpc_molgen.errors import HpcMolgenError, InputError
 from tests.conftest import CommandLine
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -31,3 +32,21 @@ def test_a_record_that_does_not_is_refused_with_every_place() -> None:
     record["date_utc"] = "yesterday"
     with pytest.raises(HpcMolgenError, match=r"(?s)date_utc: .*provenance.cpu: Field required.*costs.0.cpu_s: "):
         check(record)
+
+
+@pytest.mark.parametrize("text", ["[1]", '"words"', "3", "null"])
+@pytest.mark.parametrize("tool", ["compare", "guard", "schema"])
+def test_a_file_that_is_no_record_is_refused_by_name(tool: str, text: str, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(text)
+    first = BENCHMARKS / "floors.yaml" if tool == "guard" else wrong
+    with pytest.raises(InputError, match=r"wrong\.json: no record of a benchmark"):
+        use_records(tool, [first, wrong])
+
+
+def test_what_lacks_parts_of_a_record_is_neither_compared_nor_guarded(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"suite": "md", "results": {}}')
+    for tool, first in (("compare", wrong), ("guard", BENCHMARKS / "floors.yaml")):
+        with pytest.raises(InputError, match=r"wrong\.json: it does not follow the schema .*Field required; \.\.\.\)"):
+            use_records(tool, [first, wrong])

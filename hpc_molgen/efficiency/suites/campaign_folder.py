@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from hpc_molgen.efficiency.suites.schema import BenchmarkRecord
+from hpc_molgen.efficiency.suites.schema import no_record
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json
 
@@ -103,7 +101,7 @@ def read_campaign(folder: Path) -> Campaign:
     records, runs, unread = {}, [], list[tuple[str, str]]()
     for path in sorted(folder.glob("*.json")):
         content = _read(path, folder, unread)
-        if content is not None and (reason := _no_record(content)):
+        if content is not None and (reason := no_record(content)):
             unread.append((path.name, reason))
         elif content is not None:
             records[path.stem] = content
@@ -133,20 +131,3 @@ def _read(path: Path, folder: Path, unread: list[tuple[str, str]]) -> Any:
     except RecursionError:
         unread.append((str(path.relative_to(folder)), "its brackets are nested too deeply"))
     return None
-
-
-def _no_record(content: Any) -> str:
-    """Return why this is no record; "" where it is one. Keys that this version does not know are no reason."""
-    if not isinstance(content, dict) or "suite" not in content:
-        return "no record of a benchmark: it names no suite"
-    try:
-        BenchmarkRecord.model_validate(content)
-    except ValidationError as error:
-        places = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-            for one in error.errors(include_url=False, include_input=False)
-            if one["type"] != "extra_forbidden"
-        ]
-        if places:
-            return f"it does not follow the schema ({'; '.join(places[:3])}{'; ...' if len(places) > 3 else ''})"
-    return ""

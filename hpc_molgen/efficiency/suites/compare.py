@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from hpc_molgen.efficiency.suites.schema import read_record
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import read_json
 
 LEVEL = 0.05  # of all comparisons together
 MIN_REPEATS = 3
@@ -149,7 +149,7 @@ def compare_files(files: Sequence[Path]) -> tuple[str, bool]:
     if len(files) != 2:
         raise InputError("compare takes two records: hpc-molgen benchmark compare BEFORE.json AFTER.json")
     before, after = files
-    records = [read_json(path) for path in (before, after)]
+    records = [read_record(path) for path in (before, after)]
     changes = compare_records(*records)
     worse = [change for change in changes if change.verdict == "WORSE"]
     better = [change for change in changes if change.verdict == "better"]

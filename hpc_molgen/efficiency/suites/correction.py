@@ -20,14 +20,12 @@ from hpc_molgen.efficiency.suites.correction_outcome import Outcome
 from hpc_molgen.efficiency.suites.correction_ways import by_biased_md, by_particles, by_reference, by_surrogate
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.surrogate_pair import DIFFUSION, FLOW, Trained, device, trained_runs
+from hpc_molgen.efficiency.suites.tempering import CONVERGED_KT
 from hpc_molgen.efficiency.suites.verdict_methods import MdSettings
 from hpc_molgen.efficiency.suites.verdict_samplers import PARTICLES
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import plain_values
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.workers import Stopwatch, one_thread
-
-TRUTH_KT = (3.855, 0.036)  # dF(phi > 0) and half of its 95 % interval, by the suite `tempering`
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,9 @@ def correction(size: str, out: Path, seed: int) -> dict[str, Any]:
     for way in ways:
         on_gpu = gpus if way.kind == tables.SURROGATE else 0
         costs.add(f"{way.name}, {len(outcomes[way.key])} repeats, checks included", *spent[way.key], gpus=on_gpu)
-    results = {way.key: tables.summary(way.name, way.kind, outcomes[way.key], TRUTH_KT) for way in ways}
-    record = tables.record_of(results, size, TRUTH_KT, device())
-    plain: dict[str, Any] = plain_values({**record, "costs": costs.stages, "results": results, "config": asdict(settings)})
-    return plain
+    results = {way.key: tables.summary(way.name, way.kind, outcomes[way.key], CONVERGED_KT) for way in ways}
+    record = tables.record_of(results, size, CONVERGED_KT, device())
+    return {**record, "costs": costs.stages, "results": results, "config": asdict(settings)}
 
 
 def warm_up(trained: dict[str, list[Trained]], seed: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpc_molgen.efficiency.costs import break_even, samples_in_words
 from hpc_molgen.efficiency.suites.correction_outcome import Outcome, effective
-from hpc_molgen.efficiency.suites.record import finite, spread
+from hpc_molgen.efficiency.suites.record import spread
 from hpc_molgen.efficiency.suites.rounds import target, target_sentence
 
 SURROGATE, PARTICLES, MD = "surrogate", "without training", "MD"
@@ -173,7 +173,7 @@ def _rate_table(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         [
             row["name"], row["samples_per_cpu_s"],
-            *(_percent(row[name]) for name in ("ess_fraction", "ess_clipped_fraction", "largest_share")), finite(row["k_hat"]),
+            *(_percent(row[name]) for name in ("ess_fraction", "ess_clipped_fraction", "largest_share")), row["k_hat"],
             _percent(row["forward_ess"]), _effective(row, "effective_per_cpu_s"), _effective(row, "phi_effective_per_cpu_s"),
         ]
         for row in results.values()

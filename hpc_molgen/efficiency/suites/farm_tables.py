@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hpc_molgen.efficiency.suites.farm_scaling import Rounds, scaling_sentence, scaling_table
-from hpc_molgen.efficiency.suites.record import spread
+from hpc_molgen.efficiency.suites.record import in_words, spread
 from hpc_molgen.efficiency.suites.rounds import target, target_sentence
 
 QUESTION = (
@@ -79,20 +79,22 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     overhead, pairs, gain, simulated = (results[name] for name in ("overhead_percent", "pairs_percent", "gain", "queue"))
     listed = [
         target(
-            "overhead over bare loops on two cores, wall (%)", "<= 3", _text(overhead["wall_s"]), overhead["wall_s"]["mean"]
+            "overhead over bare loops on two cores, wall (%)", "<= 3", in_words(overhead["wall_s"]), overhead["wall_s"]["mean"]
         ),
-        target("overhead over bare loops on two cores, CPU (%)", "<= 3", _text(overhead["cpu_s"]), overhead["cpu_s"]["mean"]),
+        target(
+            "overhead over bare loops on two cores, CPU (%)", "<= 3", in_words(overhead["cpu_s"]), overhead["cpu_s"]["mean"]
+        ),
         target(
             "the worker over a bare loop, replica by replica, CPU (median, %)",
             "<= 3", _median(pairs["cpu_s"]), pairs["cpu_s"]["median"],
         ),
-        target("two ranks over one, ns per wall second", ">= 1.9", _text(gain), gain["mean"]),
+        target("two ranks over one, ns per wall second", ">= 1.9", in_words(gain), gain["mean"]),
         target("simulated replicas a second through the ledger", ">= 2000", f"{simulated['per_s']:,.0f}", simulated["per_s"]),
         target("memory of rank 0 (GiB)", "<= 1", f"{simulated['root_gib']:.2f}", simulated["root_gib"]),
     ]  # fmt: skip
     if results["engines"]:
         ahead = results["engines"]["vacuum_farm_over_gromacs"]
-        listed.append(target("farm over GROMACS, alanine dipeptide in vacuum, ns/day", ">= 1", _text(ahead), ahead["mean"]))
+        listed.append(target("farm over GROMACS, alanine dipeptide in vacuum, ns/day", ">= 1", in_words(ahead), ahead["mean"]))
     return listed
 
 
@@ -101,9 +103,9 @@ def _answer(results: dict[str, Any], n_replicas: int) -> list[str]:
     once = "once" if simulated["distinct"] == simulated["records"] == simulated["n"] else "NOT ONCE"
     length_s = float(np.mean([one_round["two"]["wall_s"] for one_round in results["rounds"]]))
     return [
-        f"A farm of {n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {_text(overhead['wall_s'])} % more "
-        f"wall time and {_text(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two "
-        f"cores. Two ranks make {_text(results['gain'])} times what one makes.",
+        f"A farm of {n_replicas} replicas on two ranks, {length_s:.0f} s long, takes {in_words(overhead['wall_s'])} % more "
+        f"wall time and {in_words(overhead['cpu_s'])} % more CPU time than the same dynamics in bare loops of OpenMM on two "
+        f"cores. Two ranks make {in_words(results['gain'])} times what one makes.",
         scaling_sentence(results["scaling"]),
         f"Replica by replica, in turn on one core: {_median(pairs['wall_s'])} % more wall time, {_median(pairs['cpu_s'])} % "
         f"more CPU time (median of {pairs['cpu_s']['n']} pairs ± its standard error).",
@@ -119,9 +121,9 @@ def _round_table(rounds: Rounds) -> dict[str, Any]:
     rows = [
         [
             name,
-            _text(spread(r[what]["wall_s"] for r in rounds)),
-            _text(spread(r[what]["cpu_s"] for r in rounds)),
-            _text(spread(r[what]["ns"] / r[what]["wall_s"] * 86_400 for r in rounds)),
+            in_words(spread(r[what]["wall_s"] for r in rounds)),
+            in_words(spread(r[what]["cpu_s"] for r in rounds)),
+            in_words(spread(r[what]["ns"] / r[what]["wall_s"] * 86_400 for r in rounds)),
         ]
         for what, name in names.items()
     ]
@@ -134,8 +136,9 @@ def _beside_gromacs(engines: dict[str, Any] | None) -> str:
         return "GROMACS was not found (no executable gmx), so nothing was compared with it."
     vacuum, water = engines["vacuum_farm_over_gromacs"], engines["water_gromacs_over_openmm"]
     return (
-        f"Beside {engines['gromacs']} on the same {engines['cores']} cores: in vacuum the farm makes {_text(vacuum)} times the "
-        f"ns a day of GROMACS; in TIP3P the farm with engine gromacs makes {_text(water)} times those of OpenMM's CPU platform."
+        f"Beside {engines['gromacs']} on the same {engines['cores']} cores: in vacuum the farm makes {in_words(vacuum)} times "
+        f"the ns a day of GROMACS; in TIP3P the farm with engine gromacs makes {in_words(water)} times those of OpenMM's CPU "
+        "platform."
     )
 
 
@@ -148,7 +151,7 @@ def _engine_table(engines: dict[str, Any] | None) -> list[dict[str, Any]]:
     }
     if engines is None:
         return []
-    rows = [[names[name], _text(values)] for name, values in engines["ns_per_day"].items()]
+    rows = [[names[name], in_words(values)] for name, values in engines["ns_per_day"].items()]
     caption = f"Alanine dipeptide on {engines['cores']} cores, all replicas together, minimisation and start-up included"
     return [{"caption": caption, "columns": ["what", "ns/day, all"], "rows": rows}]
 
@@ -156,7 +159,3 @@ def _engine_table(engines: dict[str, Any] | None) -> list[dict[str, Any]]:
 def _median(values: dict[str, Any]) -> str:
     error = 1.25 * values["sd"] / values["n"] ** 0.5  # of the median of normal values
     return f"{values['median']:.2g} ± {error:.2g}"
-
-
-def _text(values: dict[str, Any]) -> str:
-    return f"{values['mean']:.3g} ± {values['sd']:.2g}"

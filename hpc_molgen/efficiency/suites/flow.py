@@ -18,13 +18,14 @@ from hpc_molgen.config import load_config
 from hpc_molgen.efficiency.suites import flow_tables as tables
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.runs import finish_run, run_bill
+from hpc_molgen.efficiency.suites.tempering import CONVERGED_KT
 from hpc_molgen.efficiency.suites.verdict_methods import phi_psi
 from hpc_molgen.efficiency.suites.verdict_scores import total_variation, weighted_free_energy
 from hpc_molgen.efficiency.suites.verdict_sums import sum_frames
 from hpc_molgen.efficiency.suites.verdict_truth import TruthSettings, find_truth
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import plain_values, read_json
+from hpc_molgen.files import read_json
 from hpc_molgen.run import Run
 
 
@@ -50,7 +51,7 @@ class Molecule:
     holds_records: bool = False
 
 
-ALANINE = Molecule("alanine-dipeptide", "amber99sbildn + amber99_obc (OBC2)", (3.855, 0.036))  # suite `tempering`
+ALANINE = Molecule("alanine-dipeptide", "amber99sbildn + amber99_obc (OBC2)", CONVERGED_KT)
 RECORDS = Molecule("alanine-dipeptide-ff96", "ff96 + OBC1, the system of the published records", holds_records=True)
 
 
@@ -112,10 +113,7 @@ def flow(size: str, out: Path, seed: int) -> dict[str, Any]:
         results.append({"molecule": asdict(molecule), "free_energy_kt": list(truth), "seeds": rows})
         for row in rows:
             costs.add(f"{molecule.name}, seed {row['seed']}", row["cpu_s"], row["wall_s"])
-    plain: dict[str, Any] = plain_values(
-        {**tables.record_of(results, size), "costs": costs.stages, "results": results, "config": asdict(settings)}
-    )
-    return plain
+    return {**tables.record_of(results, size), "costs": costs.stages, "results": results, "config": asdict(settings)}
 
 
 def _finished(settings: Settings, molecule: Molecule, seed: int, folder: Path) -> Run:

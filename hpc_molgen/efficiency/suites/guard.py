@@ -13,8 +13,8 @@ import numpy as np
 
 from hpc_molgen.config import read_yaml
 from hpc_molgen.efficiency.suites.compare import repeated
+from hpc_molgen.efficiency.suites.schema import read_record
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import read_json
 
 
 def guard_files(files: Sequence[Path]) -> tuple[str, bool]:
@@ -27,14 +27,14 @@ def guard_files(files: Sequence[Path]) -> tuple[str, bool]:
     Raises
     ------
     InputError
-        When there is no record, or the floors are not numbers.
+        When there is no record, a file is none, or the floors are not numbers.
     """
     if len(files) < 2:
         raise InputError("guard takes floors and records: hpc-molgen benchmark guard FLOORS.yaml RECORD.json ...")
     floors = read_floors(files[0])
     lines, passed = ["| suite | ratio | median | floor | |", "|---|---|---|---|---|"], True
     for file in files[1:]:
-        record = read_json(file)
+        record = read_record(file)
         wanted, found = floors.get(record["suite"], {}), dict(repeated(record.get("results")))
         if not set(wanted) & set(found):
             raise InputError(f"{file}: {files[0]} has no floor for anything that the suite '{record['suite']}' measured here")

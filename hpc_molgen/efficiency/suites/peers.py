@@ -45,7 +45,6 @@ from hpc_molgen.efficiency.suites.peers_structures import (
 from hpc_molgen.efficiency.suites.published_ddpm import PublishedSettings
 from hpc_molgen.efficiency.suites.record import Costs, spread
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import plain_values
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
@@ -127,14 +126,10 @@ def peers(size: str, out: Path, seed: int) -> dict[str, Any]:
         skipped.append("GROMACS was not found (no executable gmx), so it was left out.")
     series = compare_series(settings.series, out, size, seed, costs)
     results = {"structures": structures, "dynamics": exchanges, "vacuum": vacuum, "series": series}
-    config = dataclasses.asdict(dataclasses.replace(settings, learning=dataclasses.replace(settings.learning, train=_TRAIN)))
-    config["learning"] |= {
-        "surrogate": settings.learning.surrogate.model_dump(), "train": settings.learning.train.model_dump(),
-    }  # fmt: skip
-    plain: dict[str, Any] = plain_values(
-        {**tables.record_of(results, settings, skipped, size), "costs": costs.stages, "results": results, "config": config}
-    )
-    return plain
+    config, learning = dataclasses.asdict(settings), settings.learning
+    config["learning"] |= {"surrogate": learning.surrogate.model_dump(), "train": learning.train.model_dump()}
+    record = tables.record_of(results, settings, skipped, size)
+    return {**record, "costs": costs.stages, "results": results, "config": config}
 
 
 def compare_structures(

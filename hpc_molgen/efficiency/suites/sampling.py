@@ -19,7 +19,6 @@ from hpc_molgen.efficiency.suites.rounds import Method, interleaved
 from hpc_molgen.efficiency.suites.sampling_judge import Drawer, Family, Sampler, controls, effective_rates, judge
 from hpc_molgen.efficiency.suites.surrogate_pair import DIFFUSION, FLOW, Maps, Trained, device, trained_runs
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import plain_values
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.structures import StructureChecker
 from hpc_molgen.workers import one_thread
@@ -107,8 +106,7 @@ def sampling(size: str, out: Path, seed: int) -> dict[str, Any]:
     results = {"methods": methods, "controls": bad, "device": device(), "energy_cpu_s": energy_s}
     record = tables.record_of(results, size, settings.n_rounds)
     record["figures"] = [{"file": tables.draw(out, name, methods), "caption": tables.CAPTION}]
-    plain: dict[str, Any] = plain_values({**record, "costs": costs.stages, "results": results, "config": asdict(settings)})
-    return plain
+    return {**record, "costs": costs.stages, "results": results, "config": asdict(settings)}
 
 
 def make_samplers(settings: Settings) -> list[Sampler]:

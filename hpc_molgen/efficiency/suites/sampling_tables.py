@@ -138,8 +138,8 @@ def _speed_table(methods: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
         rows.append([
             row["method"], row["n_evaluations"]["mean"], row["per_cpu_s"], row["per_wall_s"],
-            _share(row).removesuffix(" %") if weighed else None, finite(row["pooled"]["k_hat"]) if weighed else None,
-            row.get("round_trip_rms") and finite(row["round_trip_rms"]["mean"]), effective,
+            _share(row).removesuffix(" %") if weighed else None, row["pooled"]["k_hat"] if weighed else None,
+            row.get("round_trip_rms") and row["round_trip_rms"]["mean"], effective,
         ])  # fmt: skip
     return {"caption": f"Cost of a sample, on {where}", "columns": columns, "rows": rows}
 
@@ -148,12 +148,12 @@ def _quality_table(methods: Mapping[str, Any], controls: Mapping[str, float]) ->
     columns = ["method", "evaluations", "raw: divergence / nats", "raw: over the floor", "weighted: over the floor", "fail / %"]
     rows: list[list[Any]] = [
         [
-            row["method"], row["n_evaluations"]["mean"], finite(row["jsd_nats"]), finite(row["jsd_over_floor"]),
-            finite(row.get("weighted_jsd_over_floor")), 100 * row["failed_share"]["mean"],
+            row["method"], row["n_evaluations"]["mean"], row["jsd_nats"], row["jsd_over_floor"],
+            row.get("weighted_jsd_over_floor"), 100 * row["failed_share"]["mean"],
         ]
         for row in methods.values()
     ]  # fmt: skip
-    rows += [[f"wrong on purpose: {name}", None, None, finite(value), None, None] for name, value in controls.items()]
+    rows += [[f"wrong on purpose: {name}", None, None, value, None, None] for name, value in controls.items()]
     return {"caption": "Quality of what is drawn, and of sets that are wrong on purpose", "columns": columns, "rows": rows}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hpc_molgen.errors import HpcMolgenError
+from hpc_molgen.errors import HpcMolgenError, InputError
 from hpc_molgen.files import read_json
 
 
@@ -126,6 +126,17 @@ class BenchmarkRecord(BaseModel):
     config: dict[str, Any] | None = Field(None, description="all settings of the size")
 
 
+def _places(record: dict[str, Any], *, unknown: bool) -> list[str]:
+    """Return where a record differs from the schema; `unknown`: keys that it does not know are differences."""
+    try:
+        BenchmarkRecord.model_validate(record)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        kept = [one for one in found if unknown or one["type"] != "extra_forbidden"]
+        return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in kept]
+    return []
+
+
 def check(record: dict[str, Any]) -> None:
     """Say where a record is not what the schema promises.
 
@@ -134,15 +145,31 @@ def check(record: dict[str, Any]) -> None:
     HpcMolgenError
         With every place where it differs; the suite has a fault.
     """
-    try:
-        BenchmarkRecord.model_validate(record)
-    except ValidationError as error:
-        places = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False, include_input=False)
-        ]
-        raise HpcMolgenError(
-            f"the record of '{record.get('suite')}' does not follow its schema:\n  " + "\n  ".join(places)
-        ) from error
+    if places := _places(record, unknown=True):
+        raise HpcMolgenError(f"the record of '{record.get('suite')}' does not follow its schema:\n  " + "\n  ".join(places))
+
+
+def no_record(content: Any) -> str:
+    """Return why this is no record; "" where it is one. Keys that this version does not know are no reason."""
+    if not isinstance(content, dict) or "suite" not in content:
+        return "no record of a benchmark: it names no suite"
+    places = _places(content, unknown=False)
+    return f"it does not follow the schema ({'; '.join(places[:3])}{'; ...' if len(places) > 3 else ''})" if places else ""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read or holds something else.
+    """
+    content: Any = read_json(path)
+    if reason := no_record(content):
+        raise InputError(f"{path}: {reason}")
+    found: dict[str, Any] = content
+    return found
 
 
 def schema_files(files: Sequence[Path]) -> tuple[str, bool]:
@@ -152,9 +179,14 @@ def schema_files(files: Sequence[Path]) -> tuple[str, bool]:
     ------
     HpcMolgenError
         For the first that does not.
+    InputError
+        For a file that is no record at all.
     """
     for file in files:
-        check(read_json(file))
+        record = read_json(file)
+        if not isinstance(record, dict):
+            raise InputError(f"{file}: {no_record(record)}")
+        check(record)
     return ("".join(f"{file}: follows the schema\n" for file in files) or schema_text()), True
 
 

@@ -70,6 +70,7 @@ class Protocol:
     biased: bool
 
 
+CONVERGED_KT = (3.855, 0.036)  # dF(phi > 0) of the default system and half of its 95 % interval, by the size laptop
 MAIN = Protocol("flexible, 1 fs, true masses, a bias that flattens phi, reweighted", 1.0, None, True)
 CHECK = Protocol("flexible, 2 fs, hydrogens of 3.024 u, no bias", 2.0, 3.024, False)
 

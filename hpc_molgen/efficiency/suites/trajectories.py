@@ -8,7 +8,6 @@ Then generator, molecular dynamics and the baselines of the same data make frame
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ from hpc_molgen.efficiency.suites.runs import finish_run
 from hpc_molgen.efficiency.suites.trajectories_md import NumpyWells
 from hpc_molgen.ensemble import read_attributes
 from hpc_molgen.errors import InputError
-from hpc_molgen.files import plain_values, read_json
+from hpc_molgen.files import read_json
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.representations.cvs import CollectiveVariables
 from hpc_molgen.run import Run
@@ -134,10 +133,7 @@ def trajectories(size: str, out: Path, seed: int) -> dict[str, Any]:
         "lengths": lengths,
         "bill": bill(runs),
     }
-    plain: dict[str, Any] = plain_values(
-        {**tables.record_of(results, size), "costs": costs.stages, "results": results, "config": asdict(settings)}
-    )
-    return plain
+    return {**tables.record_of(results, size), "costs": costs.stages, "results": results, "config": asdict(settings)}
 
 
 def series_runs(settings: Settings, out: Path, size: str, seed: int) -> list[Run]:
@@ -297,13 +293,10 @@ def _of_seed(run: Run, verdict: Any) -> dict[str, Any]:
 
 
 def bill(runs: Sequence[Run]) -> dict[str, Any]:
-    """CPU seconds of data (all walkers), of training and of a frame of MD, over the seeds; frames of MD that data hold."""
+    """CPU seconds of data (all walkers) and of training, over the seeds, and whether a GPU worked, whose time they lack."""
     books = [collect_costs(run) for run in runs]
-    frames = [sum(sum(part.n_frames) for part in load_series(run)) for run in runs]
     return {
         "data_cpu_s": spread(book.data + book.validation for book in books),
         "training_cpu_s": spread(book.training for book in books),
-        "md_frames": spread(frames),
         "on_gpu": any(cost.gpu_h > 0 for book in books for cost in book.stages),
-        "cores": len(os.sched_getaffinity(0)),
     }
