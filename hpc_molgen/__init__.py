@@ -1,3 +1,3 @@
 """Generative surrogates of molecular dynamics: trained, corrected, and compared with it honestly."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

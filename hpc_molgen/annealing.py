@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy.special import logsumexp
 
-from hpc_molgen import reweighting
+from hpc_molgen import datasets, reweighting
 from hpc_molgen.ensemble import Ensemble, read_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.seeding import derive_seed
@@ -106,7 +106,7 @@ def plan_islands(run: Run, energies: list[tuple[np.ndarray, float]]) -> list[Isl
 
     Where the batched engine does not know the forces nothing can be moved, which the log says.
     """
-    if run.config.makes_trajectories or not run.config.correct.weights:
+    if run.config.makes_trajectories or datasets.why_unweighted(run):
         return []
     config, system = run.config.correct, run.system
     proposals = read_ensemble(run.path("sample", "proposals.h5"), system)
@@ -134,9 +134,10 @@ def plan_islands(run: Run, energies: list[tuple[np.ndarray, float]]) -> list[Isl
 def _can_be_moved(run: Run, n_samples: int) -> bool:
     from hpc_molgen.dynamics.batched import try_batched
 
-    if run.config.representation.name != "internal":
+    if not run.config.representation.is_whole:
         log.warning(
-            "weights of the representation '%s' are poor; only 'internal' can be annealed", run.config.representation.name
+            "weights of the representation '%s' are poor; only 'internal', 'relaxed' and 'cartesian' can be annealed",
+            run.config.representation.name,
         )
         return False
     if n_samples < FEWEST:
@@ -176,14 +177,20 @@ def _move(island: Island) -> Moved:
     about: dict[str, Any]
     if surrogate.one_pass:
         start = surrogate.log_density_and_gradient
+        # encoding has relabelled proposals outside of the domain: no samples of the surrogate any more, and of weight zero
+        inside = np.flatnonzero(np.isfinite(island.log_density))
         try:
+            if not len(inside):
+                raise InputError("every sample of the surrogate lies outside of the representation's domain: train longer")
             particles = anneal(
-                start, target, features, n_torus, island.seed, n_moves=config.moves, conditional_ess=config.conditional_ess
-            )
+                start, target, features[inside], n_torus, island.seed, n_moves=config.moves,
+                conditional_ess=config.conditional_ess,
+            )  # fmt: skip
         except InputError as problem:
             return _failed(island, problem)
-        moved, log_target, log_weight = particles.features, particles.log_target, particles.log_weight
-        unit, parent = np.zeros(len(moved), dtype=int), particles.ancestor
+        moved, log_target = particles.features, particles.log_target
+        log_weight = particles.log_weight + np.log(len(inside) / len(features))
+        unit, parent = np.zeros(len(moved), dtype=int), inside[particles.ancestor]
         about = {"levels": len(particles.levels), "acceptance": float(np.mean(particles.acceptance))}
         about["log_z"] = float(logsumexp(log_weight) - np.log(len(log_weight)))
     else:

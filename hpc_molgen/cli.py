@@ -16,6 +16,7 @@ from hpc_molgen import __version__, interrupts
 from hpc_molgen.errors import EXIT_BUG, EXIT_GATE_FAILED, EXIT_INTERRUPTED, EnvironmentProblem, HpcMolgenError, InputError
 
 if TYPE_CHECKING:
+    from hpc_molgen.config import RunConfig
     from hpc_molgen.workers import Workers
 
 app = typer.Typer(
@@ -80,7 +81,6 @@ def run(
     ] = "0/1",
 ) -> None:
     """Run the pipeline here: in this process, under mpiexec, or under torchrun. Finished stages are skipped."""
-    from hpc_molgen.config import load_config
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
     from hpc_molgen.workers import Workers
@@ -89,7 +89,7 @@ def run(
     number, of = (int(part) for part in share.split("/"))
     if of > 1 and only not in _SHARED:
         raise InputError(f"--share divides one stage: give --only {' or --only '.join(_SHARED)} too")
-    resolved = load_config(config, assignments)
+    resolved = _resolved(config, assignments)
     workers = Workers.detect((number, of))
     _log_to_stderr(quiet=not workers.is_root)
     _guard_ranks(workers)
@@ -97,6 +97,18 @@ def run(
     run_stages(opened, stages)
     if workers.is_root and opened.is_done("report"):
         _finish(opened.directory)
+
+
+def _resolved(config: str, assignments: list[str] | None) -> RunConfig:
+    """Return the configuration, after those of all its molecules were looked at, where there are many."""
+    from hpc_molgen.config import load_config
+
+    resolved = load_config(config, assignments)
+    if resolved.molecules:
+        from hpc_molgen.molecules import member_configs
+
+        member_configs(resolved)
+    return resolved
 
 
 def _finish(directory: Path) -> None:
@@ -121,7 +133,6 @@ def farm(
     share: Annotated[str, typer.Option(metavar="K/N", callback=_share, help="be job K (0 to N-1) of N that share it")] = "0/1",
 ) -> None:
     """Run molecular dynamics from many structures: here, under mpiexec or srun, or as jobs that share the farm."""
-    from hpc_molgen.config import load_config
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
     from hpc_molgen.workers import Workers
@@ -138,26 +149,29 @@ def farm(
         opened = Run.open(Path(config), workers)
     else:
         given = [*(assignments or []), *([f"farm.starts={json.dumps(str(starts))}"] if starts else [])]
-        resolved = load_config(config, given)
+        resolved = _resolved(config, given)
         opened = Run.create(out or Path("runs") / resolved.name, resolved, workers)
-    if resume and not opened.path("farm", "plan.json").is_file():
+    folders = opened.directory.glob("molecules/*") if opened.config.molecules else [opened.directory]
+    if resume and not any((folder / "farm" / "plan.json").is_file() for folder in folders):
         raise InputError(f"{opened.directory}: there is no farm that could go on; leave out --resume to begin one")
     run_stages(opened, ["farm"])
     if workers.is_root and opened.is_done("farm"):
         found = opened.details("farm")
-        done = found["n_replicas"] - found["n_failed"]
+        done, n_molecules = found["n_replicas"] - found["n_failed"], len(opened.config.molecules)
+        of_many = f" of {n_molecules} molecules" if n_molecules else ""
+        manifest = opened.path(*(("molecules", "*") if n_molecules else ()), "farm", "manifest.jsonl")
         typer.echo(
-            f"{done} of {found['n_replicas']} replicas done, {found['simulated_ns']:.4g} ns, "
-            f"{found['ns_per_day_per_core']:.4g} ns/day/core on {found['platform']}: {opened.path('farm', 'manifest.jsonl')}"
+            f"{done} of {found['n_replicas']} replicas{of_many} done, {found['simulated_ns']:.4g} ns, "
+            f"{found['ns_per_day_per_core']:.4g} ns/day/core on {found['platform']}: {manifest}"
         )
 
 
 @app.command()
 def check(config: Config, assignments: Assignments = None) -> None:
     """Print the resolved configuration, or every error in it at once."""
-    from hpc_molgen.config import dump_config, load_config
+    from hpc_molgen.config import dump_config
 
-    typer.echo(dump_config(load_config(config, assignments)), nl=False)
+    typer.echo(dump_config(_resolved(config, assignments)), nl=False)
 
 
 @app.command()
@@ -271,10 +285,9 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch scripts and submit nothing")] = False,
 ) -> None:
     """Submit the stages as dependent Slurm jobs through submitit."""
-    from hpc_molgen.config import load_config
     from hpc_molgen.launch.submit import submit_stages
 
-    resolved = load_config(config, assignments)
+    resolved = _resolved(config, assignments)
     stages = _stages(only, None, end)
     for line in submit_stages(resolved, site, out or Path("runs") / resolved.name, stages, dry_run=dry_run):
         typer.echo(line)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,6 +26,8 @@ ODE_STEPS: dict[Integrator, int] = {"rk4": 6, "dopri5": 5, "adams": 20, "heun": 
 PATH_STEPS = 50
 PEPTIDE_FORCE_FIELD = ("amber99sbildn.xml", "amber99_obc.xml")
 ANCESTRAL_STEPS = 1000
+# settings that name files or folders, in whatever section
+_FILES = {"pdb", "sdf", "system_xml", "force_field", "trajectories", "trajectory_topology", "starts", "teacher", "trained"}
 
 
 class Model(BaseModel):
@@ -35,7 +39,7 @@ class Model(BaseModel):
 class SystemConfig(Model):
     """Which molecule, which energy function, which temperature."""
 
-    name: str = Field("alanine-dipeptide", description="a registered system, or 'pdb' or 'pdb-xml'")
+    name: str = Field("alanine-dipeptide", description="a registered system, or 'pdb', 'pdb-xml' or 'sdf-xml'")
     temperature_kelvin: float = Field(300.0, gt=0)
     pdb: str | None = Field(
         None, description="a structure: a path, or an http(s) address that is fetched once and kept in the cache folder"
@@ -45,10 +49,14 @@ class SystemConfig(Model):
         pattern="^[0-9a-fA-F]{64}$",
         description="of the file behind an address; None: that of the first download, written beside the kept file",
     )
+    sdf: str | None = Field(
+        None, description="a small molecule with all its hydrogens, for 'sdf-xml': path or address of an SD file or molfile"
+    )
+    sdf_sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="as pdb_sha256")
     ligand: str | None = Field(
         None, description="residue name, for 'p450' and 't4l-xylene'; None: the largest hetero group but water and haem"
     )
-    system_xml: str | None = Field(None, description="a serialised openmm.System, for 'pdb-xml'")
+    system_xml: str | None = Field(None, description="a serialised openmm.System, for 'pdb-xml' and 'sdf-xml'")
     force_field: tuple[str, ...] = Field(
         ("amber14/protein.ff14SB.xml", "implicit/obc2.xml"),
         description=f"OpenMM force field files, for 'pdb' and 'peptide' (there {' + '.join(PEPTIDE_FORCE_FIELD)} by default)",
@@ -95,7 +103,9 @@ class ReferenceConfig(Model):
     save_every_ps: float = Field(0.1, gt=0)
     platform: Platform = Field("auto", description="of OpenMM's, or 'batched'; 'auto': the fastest by a short measurement")
     bias_torsion: str | None = Field(
-        None, description="a torsion (for example 'phi') along which a static bias flattens the free energy; None for plain MD"
+        None,
+        description="a torsion (for example 'phi', or 'torsion1' of a small molecule) along which a static bias flattens the "
+        "free energy; None for plain MD",
     )
     tempering_kelvin: tuple[float, ...] = Field(
         (), description="parallel tempering: temperatures above the system's, ascending; each walker is then a ladder of copies"
@@ -121,10 +131,15 @@ class ReferenceConfig(Model):
 class RepresentationConfig(Model):
     """Coordinates that the surrogate sees."""
 
-    name: str = Field("internal", description="'torsion' or 'internal'; 'cvs' or 'latent' for time series")
-    torsions: tuple[str, ...] | Literal["all"] = Field(
-        ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1; with an index if several) or 'all'"
+    name: str = Field(
+        "internal",
+        description="'torsion', 'residue', 'internal', 'relaxed' or 'cartesian'; 'distance' for models of one bead for each "
+        "residue; 'cvs' or 'latent' for time series",
     )
+    torsions: tuple[str, ...] | Literal["all"] = Field(
+        ("phi", "psi"), description="for 'torsion': names (phi, psi, omega, chi1, torsion1; with an index if several) or 'all'"
+    )
+    omega: bool = Field(False, description="for 'residue': omega of the peptide bonds, too, beside phi, psi and chi1 to chi4")
     cvs: tuple[str, ...] = Field(
         ("phi", "psi"),
         description="for 'cvs' and 'latent': torsions, rmsd, rg, ree, q, x, y, z, ligand_distance, ...; those of time series",
@@ -139,10 +154,33 @@ class RepresentationConfig(Model):
     latent_hidden: int = Field(64, ge=4, description="width of its two networks")
     latent_steps: int = Field(2000, ge=1, description="of its training")
 
+    components: int | None = Field(
+        None,
+        ge=1,
+        description="for 'distance': principal components that are kept; None: as many as hold 99.9 % of the variance",
+    )
+    distance_of: Literal["distances", "contacts"] = Field(
+        "distances", description="for 'distance': of all pairwise distances, or of their soft contacts"
+    )
+    contact_nm: float = Field(1.0, gt=0, description="distance d0 of a contact 1 / (1 + exp((d - d0) / contact_width_nm))")
+    contact_width_nm: float = Field(
+        0.4, gt=0, description="a distance is told within 4.6 widths of contact_nm; a contact of one beyond only bounds it"
+    )
+
     @property
     def is_series(self) -> bool:
         """Whether its features are read by name from time series, and determine no structure."""
         return self.name in ("cvs", "latent")
+
+    @property
+    def has_density(self) -> bool:
+        """Whether ln q of its features says anything of ln q of structures (`Representation.density` is not "none")."""
+        return self.name not in ("cvs", "latent", "distance")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether weights made with it are those of the flexible molecule, all 3N - 6 coordinates."""
+        return self.name in ("internal", "relaxed", "cartesian")
 
 
 class DiffusionConfig(Model):
@@ -178,6 +216,23 @@ class FlowConfig(Model):
         False,
         description="one flow for all temperatures from reference.training_kelvin down: it is told which, and trained at each",
     )
+
+
+class TransferableConfig(Model):
+    """A diffusion of the free torsions of any molecule, conditioned on its graph: one surrogate for many molecules."""
+
+    name: Literal["transferable"]
+    hidden: int = Field(96, ge=8, description="width of the network of torsions")
+    depth: int = Field(2, ge=1, description="residual blocks of its trunk")
+    harmonics: int = Field(4, ge=1, description="cos(k a), sin(k a) for k = 1..harmonics as inputs")
+    width: int = Field(64, ge=8, description="of the network of atoms and bonds, which runs once for each molecule")
+    layers: int = Field(4, ge=0, description="messages along bonds: how many bonds far an atom sees")
+    schedule: Literal["linear", "cosine"] = "cosine"
+    trained: str | None = Field(
+        None, description="a trained surrogate to start from: its file, or the run directory of the molecules it learnt from"
+    )
+    tune_steps: int = Field(0, ge=0, description="of 'trained': steps of further training on the frames of this molecule")
+    tune_learning_rate: float = Field(3e-4, gt=0, description="of those steps")
 
 
 class GanConfig(Model):
@@ -216,7 +271,10 @@ def _surrogate_name(values: Any) -> str:
 
 
 SurrogateConfig = Annotated[
-    Annotated[DiffusionConfig, Tag("diffusion")] | Annotated[FlowConfig, Tag("flow")] | Annotated[GanConfig, Tag("gan")],
+    Annotated[DiffusionConfig, Tag("diffusion")]
+    | Annotated[TransferableConfig, Tag("transferable")]
+    | Annotated[FlowConfig, Tag("flow")]
+    | Annotated[GanConfig, Tag("gan")],
     Discriminator(_surrogate_name),
 ]
 
@@ -446,6 +504,12 @@ class RunConfig(Model):
     correct: CorrectConfig = CorrectConfig()
     farm: FarmConfig = FarmConfig()
     report: ReportConfig = ReportConfig()
+    molecules: tuple[str | dict[str, Any], ...] = Field(
+        (),
+        description="many molecules instead of one, each a run of its own in molecules/NAME: sequences of capped peptides, or "
+        "a `name` with the sections in which this molecule's configuration differs; surrogate 'transferable' learns from all",
+    )
+    unseen: tuple[str, ...] = Field((), description="names of molecules that a shared surrogate does not learn from")
 
     @property
     def makes_trajectories(self) -> bool:
@@ -460,9 +524,45 @@ class RunConfig(Model):
         return None
 
     @model_validator(mode="after")
+    def _molecules_have_names(self) -> RunConfig:
+        names = [molecule_name(entry) for entry in self.molecules]
+        wrong = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]
+        if wrong or len(set(names)) < len(names):
+            raise ValueError(f"molecules: names {names} must differ and consist of letters, digits, '_', '.' and '-'")
+        if missing := sorted(set(self.unseen) - set(names)):
+            raise ValueError(f"unseen: {', '.join(missing)} are not among the molecules {', '.join(names) or '(none)'}")
+        shared = isinstance(self.surrogate, TransferableConfig)
+        if shared and self.molecules and not set(names) - set(self.unseen):
+            raise ValueError("unseen: all molecules are; the surrogate needs one to learn from")
+        if any(isinstance(entry, str) for entry in self.molecules) and self.system.name != "peptide":
+            raise ValueError("molecules: a sequence is for system.name peptide; write a mapping with a `name` and a `system`")
+        if shared and self.representation.name != "relaxed":
+            raise ValueError(
+                "surrogate.name 'transferable' needs representation.name relaxed, whose torsions all molecules share"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_settings_need_weights(self) -> RunConfig:
+        if self.makes_trajectories or self.representation.has_density:
+            return self
+        asked = {
+            "refine.rounds": self.refine.rounds > 0, "refine.start": self.refine.start != "frames",
+            "reference.training_kelvin": self.reference.training_kelvin is not None,
+            "sample.temperatures_kelvin": bool(self.sample.temperatures_kelvin),
+            "correct.method anneal": self.correct.method == "anneal",
+        }  # fmt: skip
+        if wrong := [name for name, is_asked in asked.items() if is_asked]:
+            raise ValueError(
+                f"representation.name '{self.representation.name}' has no density of conformations, so its samples have no "
+                f"weights, which {' and '.join(wrong)} would need: leave that out, or use another representation"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_need_a_density(self) -> RunConfig:
-        if self.makes_trajectories:
-            return self  # `correct` has no weights for it, and says so
+        if self.makes_trajectories or not self.representation.has_density:
+            return self  # `correct` has no weights for these, and says so
         if self.correct.weights and (self.sample.sampler == "ancestral" or not self.sample.log_density):
             raise ValueError(
                 "correct.weights needs ln q: use sample.sampler 'ode' or 'path' with sample.log_density true, "
@@ -576,12 +676,17 @@ class RunConfig(Model):
     @model_validator(mode="after")
     def _exact_weights_need_a_flexible_reference(self) -> RunConfig:
         constrained = self.reference.constraints != "none" and not self.reference.trajectories
-        if self.representation.name == "internal" and self.correct.weights and constrained:
+        if self.representation.is_whole and self.correct.weights and constrained:
             raise ValueError(
-                "reference.constraints must be 'none' for exact weights of all internal coordinates: constrained bonds do not "
+                "reference.constraints must be 'none' for exact weights of all 3N - 6 coordinates: constrained bonds do not "
                 "vibrate, so the surrogate would not cover the flexible molecule (or set correct.weights false)"
             )
         return self
+
+
+def molecule_name(entry: str | dict[str, Any]) -> str:
+    """Name of an entry of `molecules`: its sequence, or what it says."""
+    return re.sub(r"[\s,]+", "-", entry.strip()) if isinstance(entry, str) else str(entry.get("name", ""))
 
 
 def n_held_out(n: int, fraction: float) -> int:
@@ -699,13 +804,32 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
     system, reference = config.system, config.reference
     files = tuple(absolute(name) or name for name in system.force_field)
-    paths = {"pdb": absolute(system.pdb), "system_xml": absolute(system.system_xml), "force_field": files}
+    paths = {key: absolute(getattr(system, key)) for key in ("pdb", "sdf", "system_xml")} | {"force_field": files}
     trajectories = tuple(absolute(name) or name for name in reference.trajectories)
     named = {"trajectories": trajectories, "trajectory_topology": absolute(reference.trajectory_topology)}
     farm = config.farm.model_copy(update={"starts": absolute(config.farm.starts)})
     refine = config.refine.model_copy(update={"teacher": absolute(config.refine.teacher)})
-    own = {"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named)}
+    own: dict[str, Any] = {"system": system.model_copy(update=paths), "reference": reference.model_copy(update=named)}
+    own["molecules"] = tuple(_with_absolute_entries(entry, absolute) for entry in config.molecules)
+    if isinstance(config.surrogate, TransferableConfig):
+        own["surrogate"] = config.surrogate.model_copy(update={"trained": absolute(config.surrogate.trained)})
     return config.model_copy(update={**own, "farm": farm, "refine": refine})
+
+
+def _with_absolute_entries(entry: str | dict[str, Any], absolute: Callable[[str | None], str | None]) -> str | dict[str, Any]:
+    """Do the same for one entry of `molecules`."""
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [found(inner) for inner in value]
+        return absolute(value) if isinstance(value, str) else value
+
+    if isinstance(entry, str):
+        return entry
+    return {
+        section: {key: found(value) if key in _FILES else value for key, value in own.items()} if isinstance(own, dict) else own
+        for section, own in entry.items()
+    }
 
 
 def dump_config(config: Model) -> str:

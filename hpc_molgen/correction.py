@@ -77,14 +77,7 @@ def write_weighted(
         return write_frames(run)
     config, system = run.config.correct, run.system
     proposals = read_ensemble(run.path("sample", "proposals.h5"), system)
-    reduced_energy = np.concatenate([part for part, _ in energies])
-    log_weight = np.zeros(len(proposals))
-    diagnostics: dict[str, Any] = {"weighted": config.weights, "target": run.details("featurize")["target"]}
-    if config.weights:
-        diagnostics["density"] = run.details("sample").get("density", "exact")
-        log_weight = reweighting.importance_log_weights(reduced_energy, proposals.log_density)
-        diagnostics |= reweighting.diagnose(log_weight).as_dict()
-    weighted = dataclasses.replace(proposals, reduced_energy=reduced_energy, log_weight=log_weight)
+    weighted, diagnostics = _weigh(run, proposals, np.concatenate([part for part, _ in energies]))
     write_ensemble(
         run.path("correct", "weighted.h5"), weighted, system, seed=run.config.seed, config_yaml=dump_config(run.config)
     )
@@ -105,11 +98,30 @@ def write_weighted(
     write_structures(run.path("correct", "pdb"), structures, system, chosen_checks)
     diagnostics["coverage"] = coverage.check_coverage(run, weighted, held_out, source if islands else None)
     diagnostics["temperatures"] = temperatures.add_bar(run, weighted, others)
+    for row in diagnostics["temperatures"]:
+        row["certified"] = row["certified"] and diagnostics["density"] != "estimated"
     diagnostics["energy_cpu_s"] = sum(cpu_s for _, cpu_s in energies) + diagnostics.get("annealed", {}).get("cpu_s", 0.0)
     write_json(run.path("correct", "diagnostics.json"), diagnostics)
     for island in islands:  # not before: what a killed stage has moved is not moved again
         island.path.unlink()
     return diagnostics
+
+
+def _weigh(run: Run, proposals: Ensemble, reduced_energy: np.ndarray) -> tuple[Ensemble, dict[str, Any]]:
+    """Return the proposals with energies (n,) and log-weights, and what these are worth; all zero without a density."""
+    features, reason = run.details("featurize"), datasets.why_unweighted(run)
+    diagnostics: dict[str, Any] = {"weighted": not reason, "target": features["target"]}
+    if reason:
+        if run.config.correct.weights:
+            log.warning("correct: no importance weights are made, as %s", reason)
+        unweighted = dataclasses.replace(proposals, reduced_energy=reduced_energy, log_weight=np.zeros(len(proposals)))
+        return unweighted, diagnostics | {"density": "none", "reason": reason}
+    log_weight = reweighting.importance_log_weights(reduced_energy, proposals.log_density)
+    diagnostics["density"] = run.details("sample").get("density", "exact")
+    diagnostics |= reweighting.diagnose(log_weight).as_dict()
+    if features.get("density") == "estimated":
+        diagnostics |= {"density": "estimated", "density_note": features["density_note"], "certified": False}
+    return dataclasses.replace(proposals, reduced_energy=reduced_energy, log_weight=log_weight), diagnostics
 
 
 def _write_moved(run: Run, islands: Sequence[Island], moved: Sequence[Moved], diagnostics: dict[str, Any]) -> Ensemble:
@@ -119,6 +131,7 @@ def _write_moved(run: Run, islands: Sequence[Island], moved: Sequence[Moved], di
     diagnostics["importance"] = {field.name: diagnostics[field.name] for field in names}
     diagnostics["annealed"] = about
     diagnostics |= reweighting.diagnose(ensemble.log_weight).as_dict()
+    diagnostics["certified"] = diagnostics["certified"] and diagnostics["density"] != "estimated"
     path, config_yaml = run.path("correct", "annealed.h5"), dump_config(run.config)
     write_ensemble(path, ensemble, run.system, seed=run.config.seed, config_yaml=config_yaml)
     share = 100 * diagnostics["importance"]["ess_fraction"]

@@ -124,8 +124,8 @@ def check_coverage(run: Run, weighted: Ensemble, held_out: Ensemble, moved: Ense
 
 def _why_not(run: Run) -> str:
     """Return why ln w of MD frames means nothing or is not wanted; "" where it does."""
-    if not run.config.correct.weights:
-        return "the run has no importance weights"
+    if reason := datasets.why_unweighted(run):
+        return f"the run has no importance weights: {reason}"
     if not run.config.correct.check_frames:
         return "correct.check_frames is 0"
     if not _weights_are_of_the_molecule(run):
@@ -141,7 +141,7 @@ def _why_not(run: Run) -> str:
 
 
 def _weights_are_of_the_molecule(run: Run) -> bool:
-    return run.config.correct.weights and run.config.representation.name == "internal"
+    return not datasets.why_unweighted(run) and run.config.representation.is_whole
 
 
 def _units(held_out: Ensemble) -> np.ndarray:

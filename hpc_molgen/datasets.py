@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hpc_molgen.representations.base import Representation
     from hpc_molgen.representations.latent import LatentVariables
     from hpc_molgen.run import Run
+
+MOST_CHECKED = 2000  # held-out frames that go through a representation and back
 
 
 def load_split(run: Run) -> tuple[Ensemble, Ensemble]:
@@ -122,16 +124,26 @@ def _check_parts(run: Run, n_train: int, n_held_out: int) -> None:
 def fit_representation(run: Run) -> Representation:
     """Return the representation of the configuration, its constants learned from the training trajectories.
 
+    Of residues it also writes featurize/residues.json, for people.
     Of collective variables it also writes featurize/train.npy and held_out.npy, the channels of all frames in a row, which
     training reads from disk where it needs them.
     """
+    import torch
+
     from hpc_molgen.representations.base import representation_class
+    from hpc_molgen.representations.residue import ResidueRepresentation
 
     config = run.config.representation
     kind = representation_class(config.name)
+    if not kind.needs_frames:
+        torch.set_num_threads(1)  # small matrices: more threads only wait for each other
+        return kind.fit(run.system, config, np.empty((0, run.system.n_atoms, 3)), np.empty(0))
     if not config.is_series:
         train, _ = load_split(run)
-        return kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train, training_log_temperature(run)))
+        fitted = kind.fit(run.system, config, train.positions_nm, boltzmann_weights(train, training_log_temperature(run)))
+        if isinstance(fitted, ResidueRepresentation):
+            write_json(run.path("featurize", "residues.json"), fitted.about())
+        return fitted
     from hpc_molgen.representations.cvs import CollectiveVariables
 
     latent = _learn_latent(run) if config.name == "latent" else None
@@ -148,6 +160,27 @@ def fit_representation(run: Run) -> Representation:
         described = {"n_frames": list(side.n_frames), "labels": list(side.labels), "conditions": list(side.conditions)}
         write_json(run.path("featurize", f"{name}.json"), described)
     return variables
+
+
+def describe(run: Run, representation: Representation) -> dict[str, Any]:
+    """Return the figures of the featurize stage: sizes, what weights would be of, and what of held-out frames is lost."""
+    found: dict[str, Any] = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
+    found |= {"target": representation.target}
+    found |= {"density": representation.density, "density_note": representation.density_note}
+    if representation.density != "exact" and not run.config.representation.is_series:
+        _, held_out = load_split(run)
+        chosen = np.arange(0, len(held_out), -(-len(held_out) // MOST_CHECKED))
+        found["round_trip"] = representation.round_trip(held_out.positions_nm[chosen])
+    return found
+
+
+def why_unweighted(run: Run) -> str:
+    """Return in words why samples of structures have no importance weights; "" where they have."""
+    found = run.details("featurize")
+    if found.get("density") == "none":
+        name = run.config.representation.name
+        return f"the representation '{name}' has no density of conformations ({found['density_note']})"
+    return "" if run.config.correct.weights else "correct.weights is false"
 
 
 def _learn_latent(run: Run) -> LatentVariables:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from hpc_molgen import preflight
+from hpc_molgen import molecules, preflight
 from hpc_molgen.run import STAGES, Run
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,7 @@ def featurize(run: Run) -> None:
         if run.workers.is_root:
             representation = datasets.fit_representation(run)
             representation.save(run.path("featurize", "representation.safetensors"), run.system)
-            sizes = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
-            details |= sizes | {"target": representation.target}
+            details |= datasets.describe(run, representation)
 
 
 def train(run: Run) -> None:
@@ -101,6 +100,8 @@ STAGE_FUNCTIONS = {function.__name__: function for function in (reference, featu
 def run_stages(run: Run, stages: Sequence[str] = tuple(STAGES), *, again: bool = False) -> None:
     """Run `stages` in order; those that are finished with the same inputs are skipped unless asked for `again`."""
     stages = preflight.check_stages(run.config, stages)
+    if run.config.molecules:
+        return molecules.run_molecules(run, stages, run_stages, again=again)
     with run.lock():
         if "farm" in stages:
             preflight.check_time_steps(run.config, run.system)

@@ -106,7 +106,8 @@ def save_block(
 def make_scorer(run: Run, representation: Representation) -> Scorer | None:
     """Return what gives scores, where the surrogate learns from them and the batched engine knows the forces."""
     config = run.config.surrogate
-    if not isinstance(config, FlowConfig) or not config.scores or not representation.n_euclidean:
+    learns = isinstance(config, FlowConfig) and config.scores and representation.exact_gradient
+    if not learns or not representation.n_euclidean:
         return None
     if try_batched(run.system, threads=1) is None:
         return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hpc_molgen.errors import InputError, UnsupportedForce
 from hpc_molgen.systems.registry import WITHOUT_STRUCTURES
+from hpc_molgen.systems.residues import residue_torsions
 from hpc_molgen.systems.torsions import torsion_by_name
 
 if TYPE_CHECKING:
@@ -87,8 +88,18 @@ def _coordinates(config: RunConfig, system: MolecularSystem) -> None:
         from hpc_molgen.representations.latent import distance_pairs
 
         distance_pairs(system)
-    if not config.representation.is_series:
+    if config.representation.name == "distance":
+        from hpc_molgen.representations.distance import bead_bonds
+
+        bead_bonds(system)
+    elif not config.representation.is_series:
         ZMatrix(system.topology)
+        if config.representation.name == "cartesian":
+            from hpc_molgen.representations.cartesian import body_frame
+
+            body_frame(system)
+        elif config.representation.name == "residue":
+            residue_torsions(system.topology, omega=config.representation.omega)
     elif system.n_atoms:
         make_observables(config.representation.cvs, system, system.positions_nm)
 
@@ -124,8 +135,8 @@ def _batched(config: RunConfig, system: MolecularSystem) -> None:
 
 
 def _flexible(config: RunConfig, system: MolecularSystem) -> None:
-    if config.correct.weights and config.representation.name == "internal" and "<Constraint " in system.system_xml:
+    if config.correct.weights and config.representation.is_whole and "<Constraint " in system.system_xml:
         raise InputError(
-            f"{system.name}: its System has constraints, so exact weights of all internal coordinates do not exist; "
+            f"{system.name}: its System has constraints, so exact weights of all 3N - 6 coordinates do not exist; "
             "give a flexible System, or set correct.weights false"
         )

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # settings of how a stage runs that do not change what it computes
 _HEADER = "# a run of hpc-molgen: the resolved configuration\n"
 _HOW = {"checkpoint_every_s", "device", "log_every", "threads", "accumulate", "compile", "chunk_s", "minutes", "per_gpu"}
+_BY_CONTENT = {"trained"}  # settings that name a file, of which the content counts and not the place
 
 
 class Run:
@@ -125,19 +126,30 @@ class Run:
 
     def inputs(self, stage: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Sections of the configuration that a stage depends on, and the stages whose files it reads."""
-        if stage == "farm" and self.config.farm.starts is not None:
+        if stage == "farm" and self._has_starts():
             return ("system", "farm"), ()
         if stage == "report" and self.config.makes_trajectories:
             seeded = ("farm",) if self.path("farm", "done.json").is_file() else ()  # which not every such run has
             return ("report",), ("reference", "train", "sample", *seeded)
         return STAGES[stage]
 
+    def _has_starts(self) -> bool:
+        """Whether the farm's structures are the user's, of every molecule where there are many, and not those of `correct`."""
+        own = [entry.get("farm") if isinstance(entry, dict) else None for entry in self.config.molecules]
+        each = bool(own) and all(isinstance(farm, dict) and farm.get("starts") is not None for farm in own)
+        return each or self.config.farm.starts is not None
+
     def fingerprint(self, stage: str) -> str:
         """Hash of all that the stage's results depend on: its sections, the seed, the schema, and what it reads."""
         sections, upstream = self.inputs(stage)
         values = self.config.model_dump(mode="json")
-        own = {s: {k: v for k, v in values[s].items() if k not in _HOW} for s in sections}
+        own: dict[str, Any] = {s: {k: v for k, v in values[s].items() if k not in _HOW | _BY_CONTENT} for s in sections}
         files: dict[str, Any] = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
+        if self.config.molecules:
+            own["molecules"] = [_about(entry, sections) for entry in values["molecules"]]
+            own |= {"unseen": sorted(values["unseen"])} if stage == "train" else {}
+        if stage == "train" and (trained := values["surrogate"].get("trained")):
+            files["trained"] = _file_stamp(trained_file(Path(trained)))
         if stage == "train" and self.config.refine.teacher is not None:
             files["teacher"] = _file_stamp(Path(self.config.refine.teacher) / "train" / "surrogate.safetensors")
         if stage == "farm" and self.config.farm.starts is not None:
@@ -252,8 +264,24 @@ class _Spent:
         return {"wall_s": time.perf_counter() - self._wall, "cpu_s": cpu_seconds() - self._cpu, "joules": joules}
 
 
+def _about(entry: str | dict[str, Any], sections: Sequence[str]) -> Any:
+    """Return what an entry of `molecules` says of these sections, but for what changes no result."""
+    if isinstance(entry, str):
+        return entry
+    kept = {key: value for key, value in entry.items() if key in ("name", "seed", *sections)}
+    return {
+        key: {k: v for k, v in value.items() if k not in _HOW | _BY_CONTENT} if isinstance(value, dict) else value
+        for key, value in kept.items()
+    }
+
+
+def trained_file(path: Path) -> Path:
+    """Return the surrogate's file, given that or its run directory."""
+    return path / "train" / "surrogate.safetensors" if path.is_dir() else path
+
+
 def _named_files(system: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    names = [system["pdb"], system["system_xml"], *system["force_field"]]
+    names = [system["pdb"], system["sdf"], system["system_xml"], *system["force_field"]]
     return [name for name in [*names, reference["trajectory_topology"], *reference["trajectories"]] if name]
 
 

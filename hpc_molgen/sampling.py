@@ -114,14 +114,15 @@ def draw_structures(
     """Draw features (n, n_features), their positions (n, n_atoms, 3), and ln q (n,) of these, as the configuration asks.
 
     Of the sampler 'path', what stands for ln q in a weight on paths (`surrogates/diffusion/path.py`), with the same Jacobian.
-    `log_temperature` is ln(T / T0), for surrogates of one pass.
+    A representation without a density of positions needs none of features. `log_temperature` is ln(T / T0), for surrogates of
+    one pass.
 
     Raises
     ------
     InputError
         If ln q is asked for and the surrogate knows none.
     """
-    wanted = config.log_density and config.sampler != "ancestral"
+    wanted = config.log_density and config.sampler != "ancestral" and representation.density != "none"
     if wanted and not surrogate.has_log_density:
         raise InputError("sample.log_density: this surrogate knows no ln q; set it and correct.weights to false")
     how = {"integrator": config.integrator, "tolerance": config.tolerance, "compile": config.compile}
@@ -226,6 +227,8 @@ def _join(run: Run, shards: list[Shard]) -> Ensemble:
 def _density_figures(run: Run, ensemble: Ensemble) -> dict[str, Any]:
     """What ln q the samples have ("exact", "path" or "none"), its network evaluations, and how exact the integrator is."""
     config = run.config.sample
+    if run.details("featurize").get("density") == "none":
+        return {"density": "none"}  # ln q of features is neither asked for nor of any use
     if run.config.surrogate.name == "flow":
         return {"density": "exact" if config.log_density else "none", "network_evaluations": 1}
     if config.sampler != "ode":

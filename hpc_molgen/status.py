@@ -15,7 +15,11 @@ from hpc_molgen.run import STAGES, Run
 
 def run_status(directory: Path) -> list[dict[str, Any]]:
     """Return state, progress and last error of each stage, from files alone (it never waits for the run)."""
-    run = Run.open(directory)
+    return rows_of(Run.open(directory))
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """Return the same of a run that is open, by its configuration in memory."""
     rows = []
     for stage in STAGES:
         row: dict[str, Any] = {
@@ -28,13 +32,23 @@ def run_status(directory: Path) -> list[dict[str, Any]]:
             where = f" (rank {failed['rank']} on {failed['host']})" if failed.get("rank") else ""
             row |= {"state": "failed", "error": failed["error"] + where, "traceback": failed.get("traceback", "")}
         elif (folder / "inputs.json").is_file() and not (folder / "done.json").is_file():
-            row["state"] = "running" if is_held(directory) else "interrupted"
+            row["state"] = "running" if is_held(run.directory) else "interrupted"
         elif (folder / "done.json").is_file():
             row["state"] = "out of date"
         row |= _progress(folder)
         row["farm"] = _farm(folder) if stage == "farm" and row["state"] != "waiting" else None
         rows.append(row)
     return rows
+
+
+def reached(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the stage that tells where a run is: what happens now, what is in the way, or what was done last."""
+    busy = [row for row in rows if row["state"] in ("failed", "running", "interrupted")]
+    done = 0
+    while done < len(rows) and rows[done]["state"] == "done":
+        done += 1
+    stale = [row for row in rows[done : done + 1] if row["state"] == "out of date"]
+    return [*busy, *stale, rows[max(0, done - 1)]][0]
 
 
 def _farm(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import logsumexp
 
-from hpc_molgen import density_checks, reweighting
+from hpc_molgen import datasets, density_checks, reweighting
 from hpc_molgen.config import FlowConfig, RunConfig, dump_config
 from hpc_molgen.dynamics.choice import choose_energies, energy_function
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
@@ -64,7 +64,7 @@ class Task:
 def plan(run: Run) -> list[Task]:
     """Return a task for each of `sample.temperatures_kelvin`."""
     asked, drawn = run.config.sample.temperatures_kelvin, are_drawn(run.config)
-    if not asked:
+    if not asked or datasets.why_unweighted(run):
         return []
     engine = run.workers.from_root(lambda: choose_energies(run.system))
     return [

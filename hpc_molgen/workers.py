@@ -88,6 +88,11 @@ class Workers:
             return cls(n_processes=available_cores(), share=share)
         return cls(mpi_ranks.world(size), share=share)
 
+    def turned(self, by: int) -> Workers:
+        """Return the same workers with another number among the jobs of an array, where these take turns."""
+        number, of = self.share
+        return Workers(self.comm, self.n_processes, ((number + by) % of, of))
+
     @property
     def is_root(self) -> bool:
         """True on the one process that writes shared files."""

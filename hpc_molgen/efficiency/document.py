@@ -10,7 +10,7 @@ from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
 from hpc_molgen.efficiency.tables import Table, number, share
-from hpc_molgen.efficiency.verdict import interval_text
+from hpc_molgen.efficiency.verdict import doubt_of, interval_text
 from hpc_molgen.reweighting import K_HAT_LIMIT
 
 if TYPE_CHECKING:
@@ -66,11 +66,13 @@ class Results:
 
 def target_note(diagnostics: dict[str, Any]) -> str:
     """Return what every table says about the weights."""
-    if diagnostics["weighted"]:
-        of_paths = diagnostics.get("density") == "path"
-        paths = " Path weights: of the whole stochastic path of a sample, not of its ln q." if of_paths else ""
-        return f"Target of the weights: {diagnostics['target']}.{paths}"
-    return "No importance weights exist in this run: generated samples are raw."
+    doubt = doubt_of(diagnostics)
+    if not diagnostics["weighted"]:
+        return f"No importance weights exist in this run: {doubt}. Generated samples are raw."
+    of_paths = diagnostics.get("density") == "path"
+    paths = " Path weights: of the whole stochastic path of a sample, not of its ln q." if of_paths else ""
+    estimates = f" The weights are estimates, which are never certified: {doubt}." if doubt else ""
+    return f"Target of the weights: {diagnostics['target']}.{paths}{estimates}"
 
 
 def key_figures(run: Run, results: Results) -> list[tuple[str, str]]:
@@ -212,7 +214,8 @@ def _energies_and_weights(results: Results) -> Section:
         )
         shown.append(tables.weights(evidence.diagnostics))
     else:
-        text.append("This run has no importance weights: nothing here is corrected to the Boltzmann distribution.")
+        reason = doubt_of(results.evidence.diagnostics)
+        text.append(f"This run has no importance weights: {reason}. Nothing here is corrected to the Boltzmann distribution.")
     return Section("Energies and weights", tuple(text), tuple(pictures), tuple(shown))
 
 

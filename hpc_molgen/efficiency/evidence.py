@@ -17,7 +17,7 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.files import read_json
 from hpc_molgen.reweighting import normalised_weights
 from hpc_molgen.structures import read_manifest, read_pdb_positions
-from hpc_molgen.systems.torsions import Quad, rotatable_torsions, torsion_angles, torsion_by_name
+from hpc_molgen.systems.torsions import Quad, rotatable_torsions, torsion_angles, torsion_by_name, torsions_by_name
 
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
@@ -62,7 +62,7 @@ def choose_torsions(system: MolecularSystem, cv: str) -> Torsions:
             return Torsions(
                 (), (), (), False, (f"{system.name} has no torsion '{cv}' and no rotatable bond: no maps, no free energies.",)
             )
-        name, quad = _label(rotatable[0]), rotatable[0]
+        name, quad = _label(system, rotatable[0]), rotatable[0]
         notes.append(
             f"{system.name} has no torsion '{cv}' (report.cv): the report uses the rotatable torsion {name} in its place."
         )
@@ -77,11 +77,13 @@ def choose_torsions(system: MolecularSystem, cv: str) -> Torsions:
     if not others:
         notes.append("There is no second rotatable torsion: the two-dimensional maps are left out.")
         return Torsions((name,), (quad,), rotatable, False, tuple(notes))
-    return Torsions((name, _label(others[0])), (quad, others[0]), rotatable, False, tuple(notes))
+    return Torsions((name, _label(system, others[0])), (quad, others[0]), rotatable, False, tuple(notes))
 
 
-def _label(quad: Quad) -> str:
-    return "-".join(str(atom) for atom in quad)
+def _label(system: MolecularSystem, quad: Quad) -> str:
+    """Name of a torsion, its atoms where it has none."""
+    names = (name for name, own in torsions_by_name(system.topology).items() if own == quad)
+    return next(names, "-".join(str(atom) for atom in quad))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from hpc_molgen.efficiency.baseline import protocols
 from hpc_molgen.efficiency.record import stage_provenance
 from hpc_molgen.efficiency.tables import Table, number, share
-from hpc_molgen.efficiency.verdict import Z_LIMIT
+from hpc_molgen.efficiency.verdict import Z_LIMIT, doubt_of
 from hpc_molgen.reweighting import K_HAT_LIMIT
 from hpc_molgen.run import STAGES, stage_costs
 
@@ -96,7 +96,9 @@ def _samples(results: Results) -> list[LeftOut]:
     islands = diagnostics.get("annealed", {}).get("failures", [])
     rows += _grouped("islands of moved samples", islands, "not at the Boltzmann distribution")
     if not diagnostics["weighted"]:
-        rows.append(LeftOut("corrected samples", "all", "the run has no importance weights"))
+        rows.append(LeftOut("corrected samples", "all", f"the run has no importance weights: {doubt_of(diagnostics)}"))
+    elif doubt := doubt_of(diagnostics):
+        rows.append(LeftOut("certified weights", "all", f"the weights are estimates: {doubt}"))
     for row in results.temperatures:
         if row["k_hat"] > K_HAT_LIMIT:
             why = f"Pareto k-hat {number(row['k_hat'], 2)}, above {K_HAT_LIMIT:g}"

@@ -34,7 +34,7 @@ from hpc_molgen.efficiency.findings import TICA_LAG_PS, Findings, analyse
 from hpc_molgen.efficiency.record import report_record, stage_provenance, verdict_record
 from hpc_molgen.efficiency.series_findings import analyse_series
 from hpc_molgen.efficiency.series_verdict import decide_series
-from hpc_molgen.efficiency.verdict import Verdict, decide, gate
+from hpc_molgen.efficiency.verdict import Verdict, decide, doubt_of, gate
 from hpc_molgen.files import write_atomically, write_json
 from hpc_molgen.provenance import provenance
 
@@ -59,12 +59,12 @@ def write_report(run: Run) -> dict[str, Any]:
     lag = _draw(run, results)
     results = replace(results, tica_lag=lag)
     target = document.target_note(results.evidence.diagnostics)
-    _render(run, results.verdict, document.key_figures(run, results), target, document.sections(run, results))
-    _write_data(run, report_record(run, results))
-    return _figures_of(results.verdict)
+    render(run, run.system.name, results.verdict, document.key_figures(run, results), target, document.sections(run, results))
+    write_data(run, report_record(run, results))
+    return figures_of(results.verdict)
 
 
-def _write_data(run: Run, record: dict[str, Any]) -> None:
+def write_data(run: Run, record: dict[str, Any]) -> None:
     """Write report.json, and its figures as the table report.csv."""
     write_json(run.path("report", "report.json"), record)
     write_atomically(run.path("report", "report.csv"), sheet.as_csv(sheet.rows_of(record)).encode())
@@ -77,14 +77,15 @@ def _write_series_report(run: Run) -> dict[str, Any]:
     series_figures.draw(run.path("report", "figures"), findings)
     left_out = series_exclusions.collect(run, findings, verdict)
     parts = series_report.sections(run, findings, left_out)
-    _render(run, verdict, series_report.key_figures(findings), series_report.TARGET, parts)
+    render(run, run.system.name, verdict, series_report.key_figures(findings), series_report.TARGET, parts)
     record: dict[str, Any] = {"verdict": verdict_record(verdict), "findings": series_report.record(findings)}
     record |= {"costs": series_costs.record(run), "left_out": [asdict(row) for row in left_out], "provenance": provenance()}
-    _write_data(run, record)
-    return _figures_of(verdict)
+    write_data(run, record)
+    return figures_of(verdict)
 
 
-def _figures_of(verdict: Verdict) -> dict[str, Any]:
+def figures_of(verdict: Verdict) -> dict[str, Any]:
+    """Return the figures of the stage."""
     return {"gate_passed": verdict.gate_passed, "headline": verdict.headline, "sentence": verdict.sentence}
 
 
@@ -98,7 +99,7 @@ def _conclude(run: Run, evidence: Evidence, findings: Findings) -> Results:
     missing = coverage_report.missing(evidence.diagnostics)
     weighted, k_hat = bool(evidence.diagnostics["weighted"]), evidence.diagnostics.get("k_hat")
     annealed = evidence.diagnostics.get("annealed")
-    checks = gate(cv, weighted, k_hat, passages, held_out, corrected, missing, annealed)
+    checks = gate(cv, weighted, k_hat, passages, held_out, corrected, missing, annealed, doubt_of(evidence.diagnostics))
     certified, contests = [], []
     if all(check.passed for check in checks):
         certified = economics.certified_observables(evidence, findings)
@@ -161,10 +162,22 @@ def _draw_tica(directory: Path, results: Results) -> str:
     return words
 
 
-def _render(
-    run: Run, verdict: Verdict, key_figures: list[tuple[str, str]], target: str, parts: list[Section]
-) -> None:  # fmt: skip
+def render(
+    run: Run, of_what: str, verdict: Verdict, key_figures: list[tuple[str, str]], target: str, parts: list[Section]
+) -> None:
     """Write report.html and report.md.
+
+    Parameters
+    ----------
+    run : Run
+    of_what : str
+        Name of the system, for the title.
+    verdict : Verdict
+    key_figures : list of (str, str)
+        Numbers beside the verdict, and what they are.
+    target : str
+        What all tables are of.
+    parts : list of Section
 
     Raises
     ------
@@ -178,7 +191,7 @@ def _render(
     }
     values = {
         "name": run.config.name,
-        "system": run.system.name,
+        "system": of_what,
         "version": __version__,
         "date": time.strftime("%Y-%m-%d"),
         "verdict": verdict,

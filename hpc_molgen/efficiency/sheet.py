@@ -151,7 +151,7 @@ class _Walk:
         last = path[-1]
         if last == "stages":
             return path[:-1], str(item["stage"])
-        if last == "curves":  # of the section on accuracy: names are of methods
+        if last in ("curves", "molecules"):  # of the section on accuracy: names are of methods
             return (*path, ""), str(item["name"])
         its_set = str(item["label"]) if "label" in item else f"{item['kelvin']:g} K" if "kelvin" in item else of
         named = tuple(str(item[key]) for key in ("observable", "name") if key in item)

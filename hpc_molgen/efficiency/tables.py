@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its caption; the first column holds names, the others values."""
+    """A table with its caption; the first column holds names, the others values.
+
+    `links` leads from such a name to a page, given from where the table's lies and without its ending, .html or .md.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: list[list[str]]
     note: str = ""
     words: tuple[int, ...] = (0,)  # columns of text; the others hold numbers
+    links: dict[str, str] = field(default_factory=dict)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -53,7 +53,7 @@ def table(rows: list[dict[str, Any]], cv: str, certified_k_hat: float) -> Table:
         )
         shown.append([
             f"{row['kelvin']:g}", share(row["ess_fraction"]), number(row["k_hat"], 2),
-            "yes" if row["k_hat"] <= certified_k_hat else "no",
+            "yes" if row.get("certified", row["k_hat"] <= certified_k_hat) else "no",
             "-" if row["delta_f"] is None else unbroken(interval_text(row["delta_f"])),
             number(row["mean_energy_kj_mol"], 4), by_weights, by_bar,
         ])  # fmt: skip

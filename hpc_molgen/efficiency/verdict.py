@@ -57,6 +57,15 @@ class Verdict:
         return [check.detail for check in self.checks if not check.passed]
 
 
+def doubt_of(diagnostics: dict[str, Any]) -> str:
+    """Return by its diagnostics why a run has no weights, or why its weights are estimates alone; "" where they are exact."""
+    if not diagnostics["weighted"]:
+        return str(diagnostics.get("reason") or "correct.weights is false")
+    if diagnostics.get("density") != "estimated":
+        return ""
+    return str(diagnostics.get("density_note") or "the density of its representation is an estimate")
+
+
 def gate(
     cv: str,
     weighted: bool,
@@ -66,6 +75,7 @@ def gate(
     corrected: Estimate | None,
     missing: list[str] | None = None,
     annealed: dict[str, Any] | None = None,
+    doubt: str = "",
 ) -> tuple[Check, ...]:
     """Return the conditions under which a speed-up may be printed.
 
@@ -84,9 +94,14 @@ def gate(
         Reasons why the surrogate misses part of the ensemble (empty: none was found); None where that was not checked.
     annealed : dict, optional
         How the samples were moved, where their weights were worth too little; `k_hat` is then that of the moved ones.
+    doubt : str
+        Why there are no weights, or why those that exist are estimates and never certified; empty where they are exact.
     """
-    no_weights = "no importance weights exist in this run (correct.weights is off, or the surrogate has no ln q)"
+    because = doubt or "correct.weights is off, or the surrogate has no ln q"
+    no_weights = f"no importance weights exist in this run: {because}"
     checks = [Check("importance weights", weighted, "importance weights exist" if weighted else no_weights)]
+    if weighted and doubt:
+        checks.append(Check("exact weights", False, f"the weights are estimates: {doubt}"))
     if annealed is not None:
         parts = int(annealed["independent_parts"])
         text = f"samples were moved by {annealed['kind']} in {parts} independent parts"

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hpc_molgen import molecules
 from hpc_molgen.launch import slurm, submissions
 from hpc_molgen.launch.slurm import JobView
 from hpc_molgen.launch.submissions import SubmittedJob
-from hpc_molgen.status import run_status
+from hpc_molgen.run import Run
+from hpc_molgen.status import reached, rows_of
 
 _TRACEBACK_LINES = 12
 _LOG_LINES = {"running": 3}
@@ -21,11 +23,35 @@ _WORDS = {"PENDING": "queued", "COMPLETED": "done"}
 
 
 def follow(directory: Path) -> list[dict[str, Any]]:
-    """Return a row for each stage: what `run_status` says, and its job with Slurm's state of it where there is one.
+    """Return a row for each stage: what `rows_of` says, and its job with Slurm's state of it where there is one.
 
+    Behind them, where there are many, comes a row for each molecule: the stage that it has come to, and that one's state.
     It waits for Slurm some seconds at most, and not at all where there is none.
     """
-    rows = run_status(directory)
+    run = Run.open(directory)
+    rows, own = rows_of(run), [(one.config.name, rows_of(one)) for one in molecules.members(run)]
+    if own:
+        _add_up(rows, [found for _, found in own])
+    unseen = run.config.unseen
+    return [
+        *_with_jobs(directory, rows),
+        *({"molecule": name, "unseen": name in unseen} | reached(found) for name, found in own),
+    ]
+
+
+def _add_up(rows: list[dict[str, Any]], own: list[list[dict[str, Any]]]) -> None:
+    """Enter into the rows of the whole how far its molecules are."""
+    for stage, row in enumerate(rows):
+        parts = [found[stage] for found in own]
+        n_done = sum(part["state"] == "done" for part in parts)
+        if row["state"] == "done" and n_done < len(parts):
+            row["state"] = "out of date"
+        if row["state"] not in ("done", "waiting") and row["progress"] is None:
+            row["progress"] = sum(1.0 if part["state"] == "done" else part["progress"] or 0.0 for part in parts) / len(parts)
+            row["rate"] = f"{n_done} of {len(parts)} molecules"
+
+
+def _with_jobs(directory: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     jobs = _jobs_of_stages(submissions.read(directory))
     views = slurm.ask(job.job for pair in jobs.values() for job in pair)
     done = {row["stage"] for row in rows if row["state"] == "done"}
@@ -47,7 +73,12 @@ def follow(directory: Path) -> list[dict[str, Any]]:
 
 def as_text(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines that a user reads."""
+    named = [row["molecule"] + (" (unseen)" if row["unseen"] else "") for row in rows if "molecule" in row]
+    width = max(map(len, named), default=0)
     for row in rows:
+        if "molecule" in row:
+            yield from _molecule_lines(row, named.pop(0), width)
+            continue
         progress = f"{100 * row['progress']:.0f} %" if row["progress"] is not None and row["state"] != "done" else ""
         eta = f"{row['eta_s']:.0f} s left" if row["eta_s"] is not None and row["state"] == "running" else ""
         yield f"{row['stage']:10s} {row['state']:12s} {progress:>6s}  {row['rate']:24s} {eta:14s}{row['slurm']}".rstrip()
@@ -58,6 +89,12 @@ def as_text(rows: list[dict[str, Any]]) -> Iterator[str]:
         if row["log"] and (details or row["state"] in ("running", "failed", "cancelled")):
             details.append(f"log: {row['log']}")
         yield from (f"{'':10s} {line}" for line in details)
+
+
+def _molecule_lines(row: dict[str, Any], name: str, width: int) -> Iterator[str]:
+    progress = f"{100 * row['progress']:.0f} %" if row["progress"] is not None and row["state"] != "done" else ""
+    yield f"{name:{width}s}  {row['stage']:10s} {row['state']:12s} {progress:>6s}".rstrip()
+    yield from (f"{'':{width}s}  {line}" for line in row["error"].splitlines())
 
 
 def _farm_lines(farm: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpc_molgen import molecules
 from hpc_molgen.config import RunConfig
 from hpc_molgen.launch.site import ARRAYS, JobConfig, SiteConfig
 from hpc_molgen.run import Run
@@ -45,7 +46,7 @@ class Job:
 def plan_jobs(run: Run, site: SiteConfig, asked: Sequence[str]) -> list[Job]:
     """Return the jobs of the stages asked for that are not done, each to start when the one before it has ended well."""
     todo = [stage for stage in asked if not run.is_done(stage)]
-    arrays = {stage: _array(run.config, site, stage) for stage in ARRAYS if stage in todo}
+    arrays = {stage: _array(run, site, stage) for stage in ARRAYS if stage in todo}
     arrays = {stage: n for stage, n in arrays.items() if n > 1}
     jobs: list[Job] = []
     parts: tuple[str, ...] = ()  # the stage before, if it was an array: the next job merges what its jobs have done
@@ -61,12 +62,20 @@ def plan_jobs(run: Run, site: SiteConfig, asked: Sequence[str]) -> list[Job]:
     return [*jobs, _merge(site, parts)] if parts else jobs
 
 
-def _array(config: RunConfig, site: SiteConfig, stage: str) -> int:
-    """Return how many jobs share a stage: as many as the site says, and no more than there is work for."""
+def _array(run: Run, site: SiteConfig, stage: str) -> int:
+    """Return how many jobs share a stage: as many as the site says, and no more than there is work for.
+
+    Of many molecules each begins with the next job, see `molecules.members`.
+    """
+    configs = [one.config for one in molecules.members(run)] or [run.config]
+    return min(site.job(stage).array, max(_n_items(config, stage) for config in configs) + len(configs) - 1)
+
+
+def _n_items(config: RunConfig, stage: str) -> int:
     shards = math.ceil(config.sample.n_samples / config.sample.shard_size)
     items = {"reference": len(config.reference.trajectories) or config.reference.n_walkers, "sample": shards}
     items["farm"] = config.farm.n_replicas
-    return min(site.job(stage).array, items[stage])
+    return items[stage]
 
 
 def _job(site: SiteConfig, name: str, stages: tuple[str, ...], array: int) -> Job:

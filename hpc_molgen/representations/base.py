@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,12 +16,17 @@ from hpc_molgen.tensorfiles import load_tensors, save_tensors
 if TYPE_CHECKING:
     from hpc_molgen.config import RepresentationConfig
     from hpc_molgen.systems.base import MolecularSystem
+    from hpc_molgen.systems.graph import MolecularGraph
 
 REPRESENTATIONS = {
     "torsion": "hpc_molgen.representations.torsion:TorsionRepresentation",
     "cvs": "hpc_molgen.representations.cvs:CollectiveVariables",
     "latent": "hpc_molgen.representations.latent:LatentVariables",
     "internal": "hpc_molgen.representations.internal:InternalRepresentation",
+    "relaxed": "hpc_molgen.representations.relaxed:RelaxedRepresentation",
+    "cartesian": "hpc_molgen.representations.cartesian:CartesianRepresentation",
+    "residue": "hpc_molgen.representations.residue:ResidueRepresentation",
+    "distance": "hpc_molgen.representations.distance:DistanceRepresentation",
 }
 
 
@@ -34,10 +39,24 @@ class Representation(abc.ABC):
         Sizes of the two parts of a feature vector.
     target : str
         In words, the distribution for which weights made with `decode` are exact; every table prints it.
+    density : {"exact", "estimated", "none"}
+        "exact": ln q of positions (up to rigid motion) follows from ln q of features by `decode`'s Jacobian, on the surface
+        that `target` names; "estimated": the map is not one to one, or its Jacobian only approximate: weights are estimates and
+        are never certified; "none": no density of positions, and no weights.
+    density_note : str
+        In words, why `density` is not "exact"; empty where it is.
+    needs_frames : bool
+        Whether `fit` learns from frames; otherwise from energies alone.
+    exact_gradient : bool
+        Whether `pulled_back` gives the whole gradient, so that surrogates may learn from it.
     """
 
     name: ClassVar[str]
     target: ClassVar[str]
+    density: ClassVar[Literal["exact", "estimated", "none"]] = "exact"
+    density_note: ClassVar[str] = ""
+    needs_frames: ClassVar[bool] = True
+    exact_gradient: ClassVar[bool] = True
     n_torus: int
     n_euclidean: int
 
@@ -51,6 +70,20 @@ class Representation(abc.ABC):
     @abc.abstractmethod
     def encode(self, positions_nm: torch.Tensor) -> torch.Tensor:
         """Features (n, n_torus + n_euclidean), float64, of positions (n, n_atoms, 3)."""
+
+    def graph(self) -> MolecularGraph:
+        """Return the molecule with its free torsions as a graph, for a surrogate that serves many molecules.
+
+        Raises
+        ------
+        InputError
+            Where torsions do not mean the same in every molecule.
+        """
+        raise InputError(f"representation.name '{self.name}' has no graph: surrogate.name transferable needs 'relaxed'")
+
+    def encode_torus(self, positions_nm: torch.Tensor) -> torch.Tensor:
+        """The angles alone (n, n_torus) of what `encode` gives."""
+        return self.encode(positions_nm)[:, : self.n_torus]
 
     @abc.abstractmethod
     def decode(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +109,10 @@ class Representation(abc.ABC):
             work = (positions * gradient).sum((1, 2))[inside].sum() + log_abs_det[inside].sum()
             (found,) = torch.autograd.grad(work, variable)
         return found
+
+    def round_trip(self, positions_nm: np.ndarray) -> dict[str, float]:  # noqa: ARG002
+        """Return how well conformations (n, n_atoms, 3) come back from their features; empty where nothing is lost."""
+        return {}
 
     @abc.abstractmethod
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:

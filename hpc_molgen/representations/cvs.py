@@ -60,6 +60,8 @@ class CollectiveVariables(Representation):
 
     name = "cvs"
     target: ClassVar[str] = "none: collective variables of a surrogate of trajectories have no weights"
+    density = "none"
+    density_note: ClassVar[str] = "collective variables do not determine a structure"
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation
+from hpc_molgen.representations.symmetries import find_symmetries, fold_torsions, relabel, unfold_torsions
 from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.systems.torsions import Quad
 
@@ -24,19 +24,8 @@ if TYPE_CHECKING:
 FREE_TORSION_SD = 0.35
 # thermal vibration is 0.002 to 0.004 nm at 300 K; the rounding of an .xtc of rigid bonds looks like 0.0004 nm
 RIGID_BOND_SD_NM = 8e-4
+RIDGE = 1e-4
 CHUNK = 4096  # frames whose intermediate results stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """A group of equivalent end atoms (a methyl's hydrogens): rows leader, next, ... in cyclic order."""
-
-    rows: tuple[int, ...]
-
-    @property
-    def fold(self) -> int:
-        """Number of equivalent atoms."""
-        return len(self.rows)
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -102,8 +91,11 @@ class InternalRepresentation(Representation):
         free_torsions: tuple[Quad, ...] = (),
         *,
         flexible: bool = True,
+        ridge: float = RIDGE,
     ) -> InternalRepresentation:
         """Learn constants from frames; `free_torsions` go to the torus even if they hardly move in these frames.
+
+        A larger `ridge` of the regression on free torsions keeps the geometry sensible where there were no frames.
 
         Raises
         ------
@@ -126,20 +118,15 @@ class InternalRepresentation(Representation):
         stiff = torch.cat([bonds, angles, wrap_angle(folded - centre)[:, ~free]], dim=1)
         features = fourier_features(wrap_angle(folded - centre)[:, free])
         mean = weighted_mean(stiff, share)
-        spread = torch.sqrt(weighted_mean((bonds - weighted_mean(bonds, share)) ** 2, share))
-        if flexible and float(spread.min()) < RIGID_BOND_SD_NM:
-            rigid = zmatrix.rows[1 + int(spread.argmin())]
-            names = [str(system.topology.atom(index)) for index in (rigid.a, rigid.atom)]
-            raise InputError(
-                f"the bond {names[0]} - {names[1]} varies by {float(spread.min()):.1e} nm only: the reference was run with "
-                "constraints, so 'internal' coordinates cannot cover the flexible molecule; use flexible MD, or "
-                "representation.name: torsion"
-            )
+        if flexible:
+            refuse_rigid_bonds(zmatrix, system, bonds, share, cls.name)
         design = features * share[:, None]
         centred = features - weighted_mean(features, share)
-        ridge = 1e-4 * torch.eye(features.shape[1], dtype=torch.float64)
+        penalty = ridge * torch.eye(features.shape[1], dtype=torch.float64)
         shift = (
-            torch.linalg.solve(centred.T @ design + ridge, design.T @ (stiff - mean)) if features.shape[1] else design.T @ stiff
+            torch.linalg.solve(centred.T @ design + penalty, design.T @ (stiff - mean))
+            if features.shape[1]
+            else design.T @ stiff
         )
         residual = stiff - features @ shift
         mean = weighted_mean(residual, share)
@@ -180,20 +167,28 @@ class InternalRepresentation(Representation):
         return positions, log_abs_det
 
     def pulled_back(self, features: torch.Tensor, positions_nm: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        of_bonds, of_angles, of_torsions = self.zmatrix.pulled_back(positions_nm, gradient)
-        of_around = of_torsions.clone()
-        for group in self.symmetries:  # as in `unfold_torsions`
-            leader, *others = (row - 3 for row in group.rows)
-            of_around[:, leader] = of_torsions[:, leader] / group.fold
-            of_around[:, others] -= of_around[:, leader, None]
-        of_stiff = torch.cat([of_bonds, of_angles, of_around[:, ~self._free]], dim=1)
-        of_free = of_around[:, self._free]
+        of_free, of_stiff = self._pulled_back(positions_nm, gradient)
         if self.n_torus:
             with torch.enable_grad():
                 free = features[:, : self.n_torus].detach().double().requires_grad_(True)
                 (through_shift,) = torch.autograd.grad(fourier_features(free), free, of_stiff @ self._shift.T)
             of_free = of_free + through_shift
         return torch.cat([of_free, of_stiff @ self._scale], dim=1)
+
+    def pulled_back_at_rest(self, positions_nm: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """As `pulled_back`, but with the stiff coordinates held while the free torsions turn; (n, n_features)."""
+        of_free, of_stiff = self._pulled_back(positions_nm, gradient)
+        return torch.cat([of_free, of_stiff @ self._scale], dim=1)
+
+    def _pulled_back(self, positions_nm: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients by the free torsions (n, n_torus) and by the stiff coordinates (n, n_euclidean) in nm and radians."""
+        of_bonds, of_angles, of_torsions = self.zmatrix.pulled_back(positions_nm, gradient)
+        of_around = of_torsions.clone()
+        for group in self.symmetries:  # as in `unfold_torsions`
+            leader, *others = (row - 3 for row in group.rows)
+            of_around[:, leader] = of_torsions[:, leader] / group.fold
+            of_around[:, others] -= of_around[:, leader, None]
+        return of_around[:, self._free], torch.cat([of_bonds, of_angles, of_around[:, ~self._free]], dim=1)
 
     def torsion_column(self, atoms: Quad) -> int | None:
         """Column of the feature that is the torsion about the bond atoms[1]-atoms[2], or None."""
@@ -215,6 +210,27 @@ class InternalRepresentation(Representation):
         return cls(zmatrix, tensors)
 
 
+def refuse_rigid_bonds(
+    zmatrix: ZMatrix, system: MolecularSystem, bonds_nm: torch.Tensor, share: torch.Tensor, name: str
+) -> None:
+    """Check that every bond (n, N-1) of weighted frames vibrates; `name` is that of the representation.
+
+    Raises
+    ------
+    InputError
+        For frames of MD with constraints, which do not cover the flexible molecule.
+    """
+    spread = torch.sqrt(weighted_mean((bonds_nm - weighted_mean(bonds_nm, share)) ** 2, share))
+    if float(spread.min()) < RIGID_BOND_SD_NM:
+        rigid = zmatrix.rows[1 + int(spread.argmin())]
+        names = [str(system.topology.atom(index)) for index in (rigid.a, rigid.atom)]
+        raise InputError(
+            f"the bond {names[0]} - {names[1]} varies by {float(spread.min()):.1e} nm only: the reference was run with "
+            f"constraints, so '{name}' coordinates cannot cover the flexible molecule; use flexible MD, or "
+            "representation.name: torsion"
+        )
+
+
 def rows_of(zmatrix: ZMatrix) -> list[list[int]]:
     """Return what each row of a Z-matrix is measured from, as files hold it."""
     return [[row.atom, row.a, row.b, row.c, row.sibling, row.fold] for row in zmatrix.rows]
@@ -226,61 +242,3 @@ def torsion_row(zmatrix: ZMatrix, atoms: Quad) -> int | None:
         if row.proper and atoms in ((row.atom, row.a, row.b, row.c), (row.c, row.b, row.a, row.atom)):
             return index
     return None
-
-
-def find_symmetries(zmatrix: ZMatrix) -> list[Symmetry]:
-    """Return the groups of equivalent end atoms whose torsion the Z-matrix folds."""
-    groups = []
-    for leader, row in enumerate(zmatrix.rows):
-        if row.fold > 1:
-            followers = [number for number, other in enumerate(zmatrix.rows) if other.sibling == leader]
-            groups.append(Symmetry((leader, *followers)))
-    return groups
-
-
-def _deviations(offsets: torch.Tensor) -> torch.Tensor:
-    """Sum over followers of the deviation of their offset (n, fold - 1) from the leader from the ideal one; (n,)."""
-    fold = offsets.shape[1] + 1
-    ideal = torch.arange(1, fold, dtype=offsets.dtype) * (2 * torch.pi / fold)
-    handed = torch.sign(offsets[:, :1])  # which way round the labels go
-    return wrap_angle(offsets - handed * ideal).sum(-1)
-
-
-def _offsets(torsions: torch.Tensor, group: Symmetry) -> torch.Tensor:
-    return torsions[:, [row - 3 for row in group.rows[1:]]]
-
-
-def fold_torsions(torsions: torch.Tensor, symmetries: list[Symmetry]) -> torch.Tensor:
-    """Replace each leader's torsion by m times the mean torsion of its group, wrapped."""
-    folded = torsions.clone()
-    for group in symmetries:
-        leader = group.rows[0] - 3
-        folded[:, leader] = wrap_angle(group.fold * torsions[:, leader] + _deviations(_offsets(torsions, group)))
-    return folded
-
-
-def unfold_torsions(around: torch.Tensor, centre: torch.Tensor, symmetries: list[Symmetry]) -> torch.Tensor:
-    """Inverse of `fold_torsions` in the central domain: `around` are deviations from `centre`."""
-    torsions = wrap_angle(around + centre)
-    for group in symmetries:
-        leader = group.rows[0] - 3
-        total = around[:, leader] + centre[leader]
-        torsions[:, leader] = wrap_angle((total - _deviations(_offsets(torsions, group))) / group.fold)
-    return torsions
-
-
-def relabel(positions_nm: torch.Tensor, zmatrix: ZMatrix, symmetries: list[Symmetry], centre: torch.Tensor) -> torch.Tensor:
-    """Shift the labels within each group cyclically so that the mean torsion lies within pi/m of centre/m."""
-    result = positions_nm.clone()
-    for group in symmetries:
-        atoms = torch.tensor([zmatrix.rows[row].atom for row in group.rows])
-        torsions = zmatrix.torsions(positions_nm, group.rows)
-        distances = []
-        for shift in range(group.fold):
-            shifted = torsions.roll(-shift, dims=1)
-            mean = shifted[:, 0] + _deviations(wrap_angle(shifted[:, 1:] - shifted[:, :1])) / group.fold
-            distances.append(wrap_angle(mean - centre[group.rows[0] - 3] / group.fold).abs())
-        best = torch.stack(distances).argmin(dim=0)
-        source = atoms[(torch.arange(group.fold) + best[:, None]) % group.fold]
-        result[:, atoms] = positions_nm.gather(1, source[:, :, None].expand(-1, -1, 3))
-    return result

@@ -12,6 +12,7 @@ import torch
 
 from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
+from hpc_molgen.systems.bonds import branches, spanning_tree
 from hpc_molgen.systems.torsions import named_torsions, neighbours_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ZMatrix:
     """Z-matrix of one connected molecule, 3N - 6 coordinates.
 
     The coordinates of row i are bond r, angle theta and torsion tau: row 1 has r alone, row 2 has r and theta.
-    Of the atoms beyond a bond the one that a named torsion (phi, psi, omega, chi1 to chi4) ends in comes first, else that with
+    Of the atoms beyond a bond the one that a named torsion (phi, chi1, torsion1, ...) ends in comes first, else that with
     the largest subtree, so that named torsions are coordinates.
 
     Parameters
@@ -75,16 +76,10 @@ class ZMatrix:
             )
 
     def _build(self) -> list[Row]:
-        parents = self._spanning_tree()
-        children: dict[int, list[int]] = {atom: [] for atom in parents}
-        for atom, parent in parents.items():
-            if parent >= 0:
-                children[parent].append(atom)
-        size: dict[int, int] = {}
-        for atom in reversed(parents):
-            size[atom] = 1 + sum(size[child] for child in children[atom])
+        parents = spanning_tree(self._neighbours, self._elements)
+        children = branches(parents, self._elements)
         for atom, branch in children.items():
-            branch.sort(key=lambda child: ((atom, child) not in self._named, -size[child], self._elements[child] == "H", child))
+            branch.sort(key=lambda child: (atom, child) not in self._named)  # the others keep their order
         first = next(iter(parents))
         second = children[first][0]
         third = children[second][0]
@@ -115,23 +110,6 @@ class ZMatrix:
             placed[child] = len(rows)
             leader = placed[child] if leader < 0 else leader
             rows.append(row)
-
-    def _spanning_tree(self) -> dict[int, int]:
-        """Parents by breadth-first search from the first heavy atom that ends a chain and has a long one behind it."""
-        heavy = [a for a in range(self.n_atoms) if self._elements[a] != "H"]
-        ends = [a for a in heavy if sum(self._elements[o] != "H" for o in self._neighbours[a]) == 1]
-        for root in [*ends, *heavy, *range(self.n_atoms)]:
-            tree = {root: -1}
-            queue = [root]
-            for atom in queue:
-                for other in self._neighbours[atom]:
-                    if other not in tree:
-                        tree[other] = atom
-                        queue.append(other)
-            # the first three atoms must form a chain root - child - grandchild
-            if any(tree[tree[atom]] == root for atom in queue[1:] if tree[atom] != root):
-                return tree
-        raise InputError("this molecule has no chain of three bonded atoms to start internal coordinates from")
 
     def to_internal(self, positions_nm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return bonds (n, N-1), angles (n, N-2) and torsions (n, N-3) of positions (n, N, 3), in nm and radians.

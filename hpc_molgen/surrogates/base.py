@@ -16,6 +16,7 @@ from hpc_molgen.tensorfiles import load_tensors, save_tensors
 
 SURROGATES = {
     "diffusion": "hpc_molgen.surrogates.diffusion.surrogate:DiffusionSurrogate",
+    "transferable": "hpc_molgen.surrogates.diffusion.transferable:TransferableDiffusion",
     "flow": "hpc_molgen.surrogates.flow.surrogate:FlowSurrogate",
     "gan": "hpc_molgen.surrogates.gan.surrogate:TrajectoryGan",
 }

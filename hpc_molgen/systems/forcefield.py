@@ -35,7 +35,7 @@ def describe_untyped(force_field: app.ForceField, topology: app.Topology, source
     return (
         f"{source}: the force field cannot type {len(problems)} residue(s):\n  {listed}\n"
         "Complete the structure (PDBFixer adds missing atoms and hydrogens), or give system.system_xml "
-        "from the tool that parameterised it (system.name: pdb-xml)."
+        "from the tool that parameterised it (system.name: pdb-xml or sdf-xml)."
     )
 
 

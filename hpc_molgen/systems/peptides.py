@@ -20,6 +20,7 @@ from openmm import app, unit
 from hpc_molgen.errors import InputError
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.forcefield import build_system
+from hpc_molgen.systems.residues import LETTERS, PDB_NAMES
 from hpc_molgen.systems.torsions import amide_torsions, neighbours_of, place_atom, torsion_angles
 
 if TYPE_CHECKING:
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 
     from hpc_molgen.config import SystemConfig
 
-LETTERS = {
-    "A": "ALA", "R": "ARG", "N": "ASN", "D": "ASP", "C": "CYS", "Q": "GLN", "E": "GLU", "G": "GLY", "H": "HIE", "I": "ILE",
-    "L": "LEU", "K": "LYS", "M": "MET", "F": "PHE", "P": "PRO", "S": "SER", "T": "THR", "W": "TRP", "Y": "TYR", "V": "VAL",
-}  # fmt: skip
-# what a PDB file calls residues whose protonation force fields name: there the hydrogens tell it
-PDB_NAMES = {"ASH": "ASP", "GLH": "GLU", "HID": "HIS", "HIE": "HIS", "HIP": "HIS", "LYN": "LYS", "CYM": "CYS"}
 RESIDUES = sorted({*LETTERS.values(), *PDB_NAMES})
 # what OpenMM, as the PDB, calls atoms of the caps that the force field's file calls otherwise
 _CAPS = {

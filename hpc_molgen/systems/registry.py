@@ -27,6 +27,7 @@ SYSTEMS = {
     "series": "hpc_molgen.systems.series:series",
     "pdb": "hpc_molgen.systems.from_files:from_pdb",
     "pdb-xml": "hpc_molgen.systems.from_files:from_pdb_and_xml",
+    "sdf-xml": "hpc_molgen.systems.from_files:from_sdf_and_xml",
 }
 
 WITHOUT_STRUCTURES = ("series", "triple-well")  # a particle in an external field has none that a PDB file could tell

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpc_molgen.errors import InputError
+from hpc_molgen.systems.bonds import branches, is_single, linear_atoms, spanning_tree
 
 if TYPE_CHECKING:
     import mdtraj
 
 Quad = tuple[int, int, int, int]
+MAX_LISTED = 40  # names in a message
 
 
 def place_atom(a: np.ndarray, b: np.ndarray, c: np.ndarray, bond_nm: float, angle_deg: float, torsion_deg: float) -> np.ndarray:
@@ -47,19 +49,28 @@ def torsion_angles(positions_nm: np.ndarray, atoms: Quad) -> np.ndarray:
 
 
 def named_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
-    """Return the torsions of each kind (phi, psi, chi1 to chi4, omega), in the order of residues."""
+    """Return the torsions of each kind in the order of residues: phi, psi, chi1 to chi4, omega.
+
+    Where there are none of a protein, all rotatable bonds have a torsion of the kind "torsion", in the order of their atoms.
+    """
+    named = _protein_torsions(topology)
+    others = [] if any(named.values()) else rotatable_torsions(topology)
+    named["omega"] = amide_torsions(topology)  # mdtraj's omega leaves out the caps ACE and NME
+    return {**named, "torsion": others}
+
+
+def _protein_torsions(topology: mdtraj.Topology) -> dict[str, list[Quad]]:
     from mdtraj.geometry import dihedral
 
     named = {}
     for name in ("phi", "psi", "chi1", "chi2", "chi3", "chi4"):
         quads = getattr(dihedral, f"indices_{name}")(topology)
         named[name] = [(int(a), int(b), int(c), int(d)) for a, b, c, d in quads]
-    named["omega"] = amide_torsions(topology)  # mdtraj's omega leaves out the caps ACE and NME
     return named
 
 
 def torsion_by_name(topology: mdtraj.Topology, name: str) -> Quad:
-    """Return the atoms of a torsion: "phi", "psi2" (the second one), or four atom indices such as "4-6-8-14".
+    """Return the atoms of a torsion: "phi", "psi2" (the second one), "torsion1", or four indices such as "4-6-8-14".
 
     Raises
     ------
@@ -71,16 +82,25 @@ def torsion_by_name(topology: mdtraj.Topology, name: str) -> Quad:
         if max(a, b, c, d) >= topology.n_atoms or len({a, b, c, d}) < 4:
             raise InputError(f"torsion {name}: four different atoms below {topology.n_atoms} are needed")
         return a, b, c, d
+    known = torsions_by_name(topology)
+    if name not in known:
+        names = ", ".join(sorted(known)[:MAX_LISTED]) or "none"
+        more = ", ..." if len(known) > MAX_LISTED else ""
+        raise InputError(
+            f"there is no torsion '{name}' in this molecule; it has: {names}{more}; or give four atom indices i-j-k-l"
+        )
+    return known[name]
+
+
+def torsions_by_name(topology: mdtraj.Topology) -> dict[str, Quad]:
+    """Return all named torsions, by kind and number, and by kind alone where there is one of it."""
     known: dict[str, Quad] = {}
     for kind, quads in named_torsions(topology).items():
         known.update({f"{kind}{number}": quad for number, quad in enumerate(quads, start=1)})
         if len(quads) == 1:
             known[kind] = quads[0]
     # "chi1" is the first torsion of kind chi1 and also what "chi11" names
-    if name not in known:
-        names = ", ".join(sorted(known)) or "none"
-        raise InputError(f"there is no torsion '{name}' in this molecule; it has: {names}; or give four atom indices i-j-k-l")
-    return known[name]
+    return known
 
 
 def neighbours_of(topology: mdtraj.Topology) -> list[list[int]]:
@@ -109,7 +129,8 @@ def atoms_beyond(topology: mdtraj.Topology, near: int, far: int) -> list[int] | 
     return sorted(found)
 
 
-def _is_carbonyl(atom: int, elements: list[str], neighbours: list[list[int]]) -> bool:
+def is_carbonyl(atom: int, elements: list[str], neighbours: list[list[int]]) -> bool:
+    """Whether an atom is a carbon with an oxygen or sulphur that nothing else is bonded to."""
     return elements[atom] == "C" and any(elements[o] in "OS" and len(neighbours[o]) == 1 for o in neighbours[atom])
 
 
@@ -120,7 +141,7 @@ def amide_torsions(topology: mdtraj.Topology) -> list[Quad]:
     quads = []
     for first, second in topology.bonds:
         carbon, nitrogen = (first.index, second.index) if first.element.symbol == "C" else (second.index, first.index)
-        if elements[nitrogen] != "N" or not _is_carbonyl(carbon, elements, neighbours):
+        if elements[nitrogen] != "N" or not is_carbonyl(carbon, elements, neighbours):
             continue
         before = [a for a in neighbours[carbon] if elements[a] == "C"]
         after = [a for a in neighbours[nitrogen] if elements[a] == "C" and a != carbon]
@@ -131,20 +152,47 @@ def amide_torsions(topology: mdtraj.Topology) -> list[Quad]:
 
 
 def rotatable_torsions(topology: mdtraj.Topology) -> list[Quad]:
-    """Return one torsion for each rotatable bond: single, not in a ring, not an amide, no bare methyl at an end."""
+    """Return one torsion for each rotatable bond: single, not in a ring, not an amide, no bare methyl at an end.
+
+    Without named protein torsions in the topology they are in the order of the atoms of their bonds, and end in atoms that make
+    them coordinates of the Z-matrix.
+    """
     neighbours = neighbours_of(topology)
     elements = [atom.element.symbol for atom in topology.atoms]
     heavy = [[other for other in neighbours[atom] if elements[other] != "H"] for atom in range(topology.n_atoms)]
-    quads = []
-    for a, b in topology.bonds:
-        i, j = a.index, b.index
-        amide = any(_is_carbonyl(c, elements, neighbours) and elements[n] == "N" for c, n in ((i, j), (j, i)))
-        if len(heavy[i]) < 2 or len(heavy[j]) < 2 or amide or atoms_beyond(topology, i, j) is None:
+    linear = linear_atoms(topology, neighbours)
+    pairs = []
+    for bond in topology.bonds:
+        i, j = (atom.index for atom in bond)
+        amide = any(is_carbonyl(c, elements, neighbours) and elements[n] == "N" for c, n in ((i, j), (j, i)))
+        if len(heavy[i]) < 2 or len(heavy[j]) < 2 or amide or {i, j} & linear:
             continue
-        first = min((o for o in heavy[i] if o != j), key=lambda o: (len(neighbours[o]) == 1, o))
-        last = min((o for o in heavy[j] if o != i), key=lambda o: (len(neighbours[o]) == 1, o))
-        quads.append((first, i, j, last))
-    return quads
+        if is_single(bond, neighbours, elements) and atoms_beyond(topology, i, j) is not None:
+            pairs.append((i, j))
+
+    def last(atom: int, before: int) -> int:
+        return min((o for o in heavy[atom] if o != before), key=lambda o: (len(neighbours[o]) == 1, o))
+
+    quads = [(last(i, j), i, j, last(j, i)) for i, j in pairs]
+    return quads if any(_protein_torsions(topology).values()) else _along_tree(quads, neighbours, elements)
+
+
+def _along_tree(quads: list[Quad], neighbours: list[list[int]], elements: list[str]) -> list[Quad]:
+    """Let torsions begin in the atom that leads to their bond in the spanning tree; the order of atoms."""
+    if not quads:
+        return []
+    tree = spanning_tree(neighbours, elements)
+    children = branches(tree, elements)
+    found = []
+    for a, b, c, d in quads:
+        near, far, end = (b, c, d) if tree.get(c) == b else (c, b, a)
+        if near not in tree:  # of another molecule
+            found.append((a, b, c, d))
+            continue
+        # the first two branches of the root give its frame
+        start = tree[near] if tree[near] >= 0 else next(child for child in children[near] if child != far)
+        found.append((start, near, far, end) if near < far else (end, far, near, start))
+    return sorted(found, key=lambda quad: (min(quad[1:3]), max(quad[1:3])))
 
 
 def set_torsion(topology: mdtraj.Topology, positions_nm: np.ndarray, atoms: Quad, angle_rad: float) -> np.ndarray:

@@ -6,17 +6,19 @@ import itertools
 import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hpc_molgen import datasets
-from hpc_molgen.config import GanConfig
+from hpc_molgen.config import GanConfig, TransferableConfig
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation, load_representation
 from hpc_molgen.representations.cvs import CollectiveVariables, Labels
+from hpc_molgen.run import trained_file
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.surrogates.base import Surrogate, surrogate_class
 from hpc_molgen.training.batches import TrainingSet
@@ -24,11 +26,12 @@ from hpc_molgen.training.distributed import process_group
 from hpc_molgen.training.loop import Trainer
 
 if TYPE_CHECKING:
-    from hpc_molgen.config import SurrogateConfig
+    from hpc_molgen.config import SurrogateConfig, TrainConfig
     from hpc_molgen.run import Run
 
 MAX_WINDOWS = 2_000_000
 ABOUT_ITEMS = ("windows", "time_bins", "scores")  # of the data, not of the network
+ABOUT_TUNING = ("trained", "tune_steps", "tune_learning_rate")
 
 
 def build_surrogate(
@@ -40,6 +43,8 @@ def build_surrogate(
     """
     kind = surrogate_class(config.name)
     torch.manual_seed(derive_seed(seed, "surrogate"))
+    if isinstance(config, TransferableConfig):
+        return _of_graph(config, representation)
     sizes: dict[str, Any] = {"n_torus": representation.n_torus, "n_euclidean": representation.n_euclidean}
     if kind.one_pass:
         sizes["prior_log_temperature"] = -log_temperature
@@ -50,14 +55,31 @@ def build_surrogate(
     return kind(**sizes, **config.model_dump(exclude={"name", *ABOUT_ITEMS}))
 
 
+def _of_graph(config: TransferableConfig, representation: Representation) -> Surrogate:
+    """Return a surrogate that is bound to one molecule, trained before on others or not at all."""
+    from hpc_molgen.surrogates.diffusion.transferable import TransferableDiffusion
+
+    graph = representation.graph()
+    if config.trained is not None:
+        return TransferableDiffusion.for_molecule(trained_file(Path(config.trained)), graph, representation.n_euclidean)
+    sizes = config.model_dump(exclude={"name", *ABOUT_TUNING})
+    return TransferableDiffusion([graph.as_dict()], representation.n_euclidean, graph.residue_types(), **sizes)
+
+
 def structures(
-    ensemble: Ensemble, representation: Representation, log_temperature: float = 0.0, *, told: bool = False
+    ensemble: Ensemble,
+    representation: Representation,
+    log_temperature: float = 0.0,
+    *,
+    told: bool = False,
+    angles_alone: bool = False,
 ) -> TrainingSet:
     """Frames as items, drawn by their Boltzmann weights at a temperature, given as ln(T / T0).
 
     If `told`, that number comes as a last feature.
     """
-    features = representation.encode(torch.as_tensor(ensemble.positions_nm, dtype=torch.float64))
+    encode = representation.encode_torus if angles_alone else representation.encode
+    features = encode(torch.as_tensor(ensemble.positions_nm, dtype=torch.float64))
     if told:
         features = torch.cat([features, features.new_full((len(features), 1), log_temperature)], dim=1)
     return TrainingSet(features, torch.as_tensor(datasets.boltzmann_weights(ensemble, log_temperature)))
@@ -99,7 +121,9 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
         train, held_out = datasets.load_split(run)
         hotter = datasets.training_log_temperature(run)
         told = hotter > 0 and surrogate_class(config.name).one_pass
-        return structures(train, representation, hotter, told=told), structures(held_out, representation)
+        alone = isinstance(config, TransferableConfig)
+        held = structures(held_out, representation, angles_alone=alone)
+        return structures(train, representation, hotter, told=told, angles_alone=alone), held
     if not reference.trajectories and (reference.bias_torsion or reference.tempering_kelvin):
         raise InputError(
             "a surrogate of trajectories learns the kinetics of plain MD: set reference.bias_torsion to null and "
@@ -115,7 +139,8 @@ def training_sets(run: Run, representation: Representation) -> tuple[TrainingSet
 
 def held_out_set(run: Run, representation: Representation) -> TrainingSet:
     """Return held-out frames as items, for surrogates of structures."""
-    return structures(datasets.load_split(run)[1], representation)
+    alone = isinstance(run.config.surrogate, TransferableConfig)
+    return structures(datasets.load_split(run)[1], representation, angles_alone=alone)
 
 
 def _windows_on_disk(run: Run, side: str, config: GanConfig, length: int, labels: Labels) -> TrainingSet:
@@ -168,18 +193,49 @@ def window_starts(lengths: Sequence[int], length: int, how: str, time_bins: int)
 
 def train_surrogate(run: Run, items: TrainingSet | None = None) -> dict[str, Any]:
     """Train on reference frames, or on other `items`, write train/surrogate.safetensors, and return the figures of it."""
-    config = run.config.train
+    config, kind = run.config.train, run.config.surrogate
     torch.set_num_threads(config.threads)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
+    surrogate = build_surrogate(kind, representation, run.config.seed, datasets.training_log_temperature(run))
+    if isinstance(kind, TransferableConfig) and kind.trained is not None:
+        if not kind.tune_steps:
+            return _as_it_is(run, surrogate)
+        warmup = min(config.warmup_steps, kind.tune_steps // 4)
+        tuned = {"n_steps": kind.tune_steps, "learning_rate": kind.tune_learning_rate, "warmup_steps": warmup}
+        config = config.model_copy(update=tuned)
     train, held_out = training_sets(run, representation) if items is None else (items, held_out_set(run, representation))
-    surrogate = build_surrogate(run.config.surrogate, representation, run.config.seed, datasets.training_log_temperature(run))
+    return train_on(run, surrogate, config, train, held_out, run.system.key)
+
+
+def _as_it_is(run: Run, surrogate: Surrogate) -> dict[str, Any]:
+    """Keep a surrogate that was trained on other molecules: no frame of this one is looked at."""
+    group = process_group(run.config.train.device)
+    if not group.is_root:
+        return {}
+    surrogate.save(run.path("train", "surrogate.safetensors"), run.config.surrogate.name, run.system.key)
+    (run.path("train") / "metrics.jsonl").touch()
+    n_parameters = sum(p.numel() for p in surrogate.parameters())
+    return {
+        "n_parameters": n_parameters,
+        "n_items": 0,
+        "steps": 0,
+        "kept_step": 0,
+        "device": str(group.device),
+        "ranks": group.size,
+    }
+
+
+def train_on(
+    run: Run, surrogate: Surrogate, config: TrainConfig, train: TrainingSet, held_out: TrainingSet, system_key: str
+) -> dict[str, Any]:
+    """Train a surrogate on items, write it and its metrics to train/, and return the figures of it."""
     directory, group = run.path("train"), process_group(config.device)
     with run.progress("train", config.n_steps, "steps") as progress:
         trainer = Trainer(surrogate, config, train, held_out, directory, group, run.config.seed, progress.set)
         averaged = trainer.run()
     if not group.is_root:
         return {}
-    averaged.save(directory / "surrogate.safetensors", run.config.surrogate.name, run.system.key)
+    averaged.save(directory / "surrogate.safetensors", run.config.surrogate.name, system_key)
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     last = {name: value for record in records for name, value in record.items()}
     kept = ("loss", "held_out_loss", "held_out_distance", "samples_per_s", "data_wait_share", "flop_utilisation")

@@ -16,6 +16,7 @@ from hpc_molgen.errors import InputError
 from hpc_molgen.structures import pdb_text
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.registry import load_system
+from tests.small_molecules import butane, butane_system, write_files
 
 
 class Server:
@@ -115,3 +116,14 @@ def test_a_system_by_address(server: Server, alanine: MolecularSystem) -> None:
     server.body = pdb_text(alanine.topology, alanine.positions_nm, []).encode()
     system = load_system(SystemConfig(name="pdb", pdb=server.address, pdb_sha256=hashlib.sha256(server.body).hexdigest()))
     assert system.n_atoms == alanine.n_atoms and server.n_requests == 1
+
+
+def test_a_small_molecule_by_address(server: Server, tmp_path: Path) -> None:
+    """`system.sdf` takes one too, with a checksum of its own."""
+    write_files(tmp_path, butane(), butane_system())
+    server.body = butane().v2000().encode()
+    files = {"sdf": server.address, "system_xml": str(tmp_path / "mine.xml")}
+    right = hashlib.sha256(server.body).hexdigest()
+    assert load_system(SystemConfig(name="sdf-xml", sdf_sha256=right, **files)).n_atoms == 14 and server.n_requests == 1
+    with pytest.raises(InputError, match=r"system\.sdf: .*system\.sdf_sha256 is 0{64}"):
+        load_system(SystemConfig(name="sdf-xml", sdf_sha256=64 * "0", **files))

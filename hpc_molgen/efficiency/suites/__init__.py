@@ -26,6 +26,7 @@ SUITES = {
     "correction": "hpc_molgen.efficiency.suites.correction:correction",
     "trajectories": "hpc_molgen.efficiency.suites.trajectories:trajectories",
     "peers": "hpc_molgen.efficiency.suites.peers:peers",
+    "generalisation": "hpc_molgen.efficiency.suites.generalisation:generalisation",
     "verdict": "hpc_molgen.efficiency.suites.verdict:verdict",
 }
 TOOLS = {  # what is done with records: (files) -> (text, passed)

@@ -31,6 +31,25 @@ class ResidualBlock(nn.Module):
         return x + self.second(outer), _plus_linear(tangents, moved, self.second.weight)
 
 
+class TimeEmbedding(nn.Sequential):
+    """A perceptron of waves of the noise angle phi, of phi itself and of its logarithm."""
+
+    frequencies: torch.Tensor
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(nn.Linear(34, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.register_buffer("frequencies", torch.arange(1, 17, dtype=torch.float32), persistent=False)
+
+    def forward(self, phi: torch.Tensor) -> torch.Tensor:
+        """Shape (n,) -> (n, hidden)."""
+        angle = phi[:, None] * self.frequencies
+        scaled = torch.stack([phi / (math.pi / 2), torch.log(phi + 0.01)], dim=1)
+        x = torch.cat([torch.cos(angle), torch.sin(angle), scaled], dim=1)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class VelocityNetwork(nn.Module):
     """v(a, y, phi) for angles a (n, n_torus), whitened coordinates y (n, n_euclidean) and the noise angle phi.
 
@@ -42,14 +61,12 @@ class VelocityNetwork(nn.Module):
     """
 
     harmonics: torch.Tensor
-    frequencies: torch.Tensor
 
     def __init__(self, n_torus: int, n_euclidean: int, hidden: int, depth: int, harmonics: int) -> None:
         super().__init__()
         self.n_torus, self.n_euclidean = n_torus, n_euclidean
         self.register_buffer("harmonics", torch.arange(1, harmonics + 1, dtype=torch.float32), persistent=False)
-        self.register_buffer("frequencies", torch.arange(1, 17, dtype=torch.float32), persistent=False)
-        self.time = nn.Sequential(nn.Linear(34, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.time = TimeEmbedding(hidden)
         self.input = nn.Linear(max(1, 2 * harmonics * n_torus), hidden)
         self.blocks = nn.ModuleList([ResidualBlock(hidden) for _ in range(depth)])
         if n_euclidean:
@@ -71,9 +88,7 @@ class VelocityNetwork(nn.Module):
 
     def embed_time(self, phi: torch.Tensor) -> torch.Tensor:
         """Embedding (n, hidden) of noise angles (n,)."""
-        angle = phi[:, None] * self.frequencies
-        scaled = torch.stack([phi / (math.pi / 2), torch.log(phi + 0.01)], dim=1)
-        out: torch.Tensor = self.time(torch.cat([torch.cos(angle), torch.sin(angle), scaled], dim=1))
+        out: torch.Tensor = self.time(phi)
         return out
 
     def trunk(self, angles: torch.Tensor, time: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ class DiffusionSurrogate(Surrogate):
         prior = self.draw_prior(n, generator)
         if sampler == "path":
             steps = path_steps(n_steps or PATH_STEPS, self.n_torus)
-            features, log_ratio = sample_path(lambda x, phi: self._slope(x, phi, False)[0], prior, steps, generator)
+            features, log_ratio = sample_path(lambda x, phi: self._slope(x, phi, divergence=False)[0], prior, steps, generator)
             return features, log_ratio if log_density else None
         integrator: Integrator = options.get("integrator", "rk4")
         tolerance = float(options.get("tolerance", 1e-3))
@@ -150,12 +151,12 @@ class DiffusionSurrogate(Surrogate):
         """
 
         def slope(points: torch.Tensor, phi: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return self._slope(points, phi, divergence)
+            return self._slope(points, phi, divergence=divergence)
 
         found = solve(slope, features, start, end, integrator, n_steps, tolerance)
         return Solution(self.wrapped(found.features), found.change, found.n_evaluations)
 
-    def _slope(self, features: torch.Tensor, phi: float, divergence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _slope(self, features: torch.Tensor, phi: float, *, divergence: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         time = self.network.embed_time(torch.tensor([phi], dtype=torch.float64).to(features))
         if divergence:
             found: tuple[torch.Tensor, torch.Tensor] = (self._compiled or self.network.velocity_and_divergence)(features, time)
@@ -167,9 +168,12 @@ class DiffusionSurrogate(Surrogate):
         if not wanted:
             self._compiled = None
         elif self._compiled is None and has_compiler(str(self._like().device)):
-            self._compiled = torch.compile(self.network.velocity_and_divergence, dynamic=True)
+            self._compiled = torch.compile(self._velocity_and_divergence(), dynamic=True)
         elif self._compiled is None:
             log.warning("sample.compile: there is no compiler for torch on this machine; the network runs as it is")
+
+    def _velocity_and_divergence(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        return self.network.velocity_and_divergence
 
     def wrapped(self, features: torch.Tensor) -> torch.Tensor:
         """Features (n, n_features) with their angles in (-pi, pi]."""
@@ -186,8 +190,7 @@ class DiffusionSurrogate(Surrogate):
         levels = noise_angle(torch.linspace(1, 0, n_levels + 1, dtype=torch.float64), self.schedule)
         levels = levels.clamp(1e-4, HALF_PI - 1e-2)
         for now, then in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
-            time = self.network.embed_time(torch.tensor([now]).to(features))
-            velocity = self.network(features, time)
+            velocity, _ = self._slope(features, now, divergence=False)
             eps = torch.randn(features.shape, generator=generator).to(features)
             last = then == levels[-1].item()
             alpha = (math.cos(now) / math.cos(then)) ** 2

@@ -1,0 +1,107 @@
+"""Torsions that turn freely at room temperature, by the rules of chemistry alone: no trajectory is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hpc_molgen.systems.torsions import Quad, atoms_beyond, is_carbonyl, neighbours_of
+
+if TYPE_CHECKING:
+    import mdtraj
+
+    from hpc_molgen.representations.zmatrix import ZMatrix
+
+
+@dataclass(frozen=True)
+class Rotor:
+    """A free torsion of a Z-matrix.
+
+    Attributes
+    ----------
+    row : int
+        Among the torsions of the Z-matrix, from 0.
+    atoms : tuple of four int
+        The torsion's atoms; it turns the bond between the second and the third.
+    fold : int
+        The feature is this times the torsion: 3 for a methyl group.
+    """
+
+    row: int
+    atoms: Quad
+    fold: int
+
+
+def free_rotors(topology: mdtraj.Topology, zmatrix: ZMatrix) -> list[Rotor]:
+    """Return one torsion for each bond that turns, and those of saturated rings that tell how the ring is puckered.
+
+    A bond turns if it is single and in no ring, and no amide, amidine or guanidine, whose torsions vibrate about a plane; a
+    hydroxyl of an acid or a phenol is planar as well, but goes over to the other side. A ring of n atoms has n - 3 coordinates
+    of its own (Cremer and Pople 1975, J. Am. Chem. Soc. 97, 1354): as many torsions about bonds between sp3 atoms are taken.
+
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+    zmatrix : ZMatrix
+        Of that molecule.
+    """
+    neighbours = neighbours_of(topology)
+    elements = [atom.element.symbol for atom in topology.atoms]
+    orders = bond_orders(topology)
+    per_ring: dict[frozenset[int], int] = {}
+    rotors = []
+    for number, row in enumerate(zmatrix.rows[3:]):
+        if not row.proper:
+            continue
+        near, far = row.b, row.a
+        if atoms_beyond(topology, near, far) is None:
+            ring = smallest_ring(neighbours, near, far)
+            saturated = all(len(neighbours[atom]) == 4 for atom in (near, far))
+            if not saturated or per_ring.get(ring, 0) >= len(ring) - 3:
+                continue
+            per_ring[ring] = per_ring.get(ring, 0) + 1
+        elif orders.get((near, far), 1.0) > 1 or _is_planar(near, far, elements, neighbours):
+            continue
+        rotors.append(Rotor(number, (row.c, row.b, row.a, row.atom), row.fold))
+    return rotors
+
+
+def bond_orders(topology: mdtraj.Topology) -> dict[tuple[int, int], float]:
+    """Return the order of each bond that the topology knows, by its atoms, both ways round; 1.5 for aromatic ones."""
+    found = {}
+    for bond in topology.bonds:
+        order = 1.5 if str(bond.type) == "Aromatic" else bond.order
+        if order:
+            first, second = bond.atom1.index, bond.atom2.index
+            found[first, second] = found[second, first] = float(order)
+    return found
+
+
+def smallest_ring(neighbours: list[list[int]], first: int, second: int) -> frozenset[int]:
+    """Return the atoms of a smallest ring that the bond first-second closes; the two atoms alone where it closes none."""
+    before = {first: first}
+    queue = [first]
+    for atom in queue:
+        for other in neighbours[atom]:
+            if other in before or (atom == first and other == second):
+                continue
+            before[other] = atom
+            queue.append(other)
+        if second in before:
+            break
+    ring = {first, second}
+    atom = second
+    while atom in before and atom != first:
+        ring.add(atom)
+        atom = before[atom]
+    return frozenset(ring)
+
+
+def _is_planar(i: int, j: int, elements: list[str], neighbours: list[list[int]]) -> bool:
+    """Whether i-j is an amide, an amidine or a guanidine, or a double bond between atoms of three neighbours each."""
+    for carbon, nitrogen in ((i, j), (j, i)):
+        if elements[carbon] == "C" and elements[nitrogen] == "N" and len(neighbours[nitrogen]) <= 3:
+            others = [atom for atom in neighbours[carbon] if atom != nitrogen]
+            if is_carbonyl(carbon, elements, neighbours) or (len(others) == 2 and any(elements[o] == "N" for o in others)):
+                return True
+    return False
