@@ -57,7 +57,7 @@ EXTENSIONS = [
 
 setup(
     name="hpc-molgen",
-    version="0.2.0",
+    version="0.3.0",
     description="Is a generative surrogate cheaper than molecular dynamics for my molecule, and can I trust it?",
     license="MIT",
     python_requires=">=3.11",

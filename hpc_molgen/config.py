@@ -147,9 +147,12 @@ class RepresentationConfig(Model):
     latent: int = Field(
         2,
         ge=1,
-        description="for 'latent': coordinates z1, z2, ... that a time-lagged autoencoder learns, beside 'cvs' (may be [])",
+        description="for 'latent': coordinates z1, z2, ... that are learned from trajectories, beside 'cvs' (may be [])",
     )
-    latent_lag_frames: int = Field(5, ge=1, description="frames ahead that the autoencoder predicts")
+    latent_by: Literal["autoencoder", "tica"] = Field(
+        "autoencoder", description="'tica': time-lagged independent components, which are linear in the distances"
+    )
+    latent_lag_frames: int = Field(5, ge=1, description="frames ahead that the autoencoder predicts; the lag of 'tica'")
     latent_components: int = Field(50, ge=1, description="largest principal components of the distances that it sees, whitened")
     latent_hidden: int = Field(64, ge=4, description="width of its two networks")
     latent_steps: int = Field(2000, ge=1, description="of its training")
@@ -509,7 +512,9 @@ class RunConfig(Model):
         description="many molecules instead of one, each a run of its own in molecules/NAME: sequences of capped peptides, or "
         "a `name` with the sections in which this molecule's configuration differs; surrogate 'transferable' learns from all",
     )
-    unseen: tuple[str, ...] = Field((), description="names of molecules that a shared surrogate does not learn from")
+    unseen: tuple[str, ...] = Field(
+        (), description="names of molecules, as far as they are among these, that a shared surrogate does not learn from"
+    )
 
     @property
     def makes_trajectories(self) -> bool:
@@ -529,11 +534,9 @@ class RunConfig(Model):
         wrong = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]
         if wrong or len(set(names)) < len(names):
             raise ValueError(f"molecules: names {names} must differ and consist of letters, digits, '_', '.' and '-'")
-        if missing := sorted(set(self.unseen) - set(names)):
-            raise ValueError(f"unseen: {', '.join(missing)} are not among the molecules {', '.join(names) or '(none)'}")
         shared = isinstance(self.surrogate, TransferableConfig)
         if shared and self.molecules and not set(names) - set(self.unseen):
-            raise ValueError("unseen: all molecules are; the surrogate needs one to learn from")
+            raise ValueError(f"unseen: all molecules ({', '.join(names)}) are; the surrogate needs one to learn from")
         if any(isinstance(entry, str) for entry in self.molecules) and self.system.name != "peptide":
             raise ValueError("molecules: a sequence is for system.name peptide; write a mapping with a `name` and a `system`")
         if shared and self.representation.name != "relaxed":

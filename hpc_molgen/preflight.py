@@ -125,6 +125,7 @@ def check_time_steps(config: RunConfig, system: MolecularSystem) -> None:
 def _batched(config: RunConfig, system: MolecularSystem) -> None:
     asked = [f"{name}.platform: batched" for name in ("reference", "farm") if getattr(config, name).platform == "batched"]
     asked += ["reference.tempering_kelvin"] if config.reference.tempering_kelvin else []
+    asked += ["representation.name: relaxed"] if config.representation.name == "relaxed" else []
     if asked:
         from hpc_molgen.dynamics.batched import BatchedSystem
 

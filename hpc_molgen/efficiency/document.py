@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen.efficiency import accuracy, cost_tables, coverage_report, exclusions, tables, temperature_report
+from hpc_molgen.efficiency import accuracy, cost_tables, coverage_report, exclusions, raw_report, tables, temperature_report
 from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.evidence import N_BLOCKS
 from hpc_molgen.efficiency.findings import FARM_PLAIN, FARM_WEIGHTED
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hpc_molgen.efficiency.evidence import Evidence
     from hpc_molgen.efficiency.exclusions import LeftOut
     from hpc_molgen.efficiency.findings import Findings
+    from hpc_molgen.efficiency.raw_report import ObservableRow
     from hpc_molgen.efficiency.verdict import Verdict
     from hpc_molgen.run import Run
 
@@ -60,6 +61,7 @@ class Results:
     dt_ps: float | None = None
     notes: list[str] = field(default_factory=list)
     temperatures: list[dict[str, Any]] = field(default_factory=list)
+    observables: list[ObservableRow] = field(default_factory=list)
     accuracy: Accuracy | None = None
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -107,6 +109,7 @@ def sections(run: Run, results: Results) -> list[Section]:
     """Return the sections in the order of reading, every table with the target of the weights in its note."""
     parts = [
         _conformations(run, results),
+        _raw(run, results),
         _divergences(results),
         _energies_and_weights(results),
         _coverage(results),
@@ -173,6 +176,13 @@ def _conformations(run: Run, results: Results) -> Section:
     if findings.basins:
         shown.append(tables.populations(evidence, findings))
     return Section("Conformations and free energies", tuple(text), tuple(pictures), tuple(shown))
+
+
+def _raw(run: Run, results: Results) -> Section | None:
+    if results.evidence.diagnostics["weighted"]:
+        return None
+    shown = (raw_report.table(results.observables),) if results.observables else ()
+    return Section(raw_report.TITLE, tuple(raw_report.text(run)), (), shown)
 
 
 def _divergences(results: Results) -> Section | None:

@@ -37,6 +37,7 @@ def report_record(run: Run, results: Results) -> dict[str, Any]:
         "temperatures": results.temperatures,
         "torsions": {"names": evidence.torsions.names, "notes": evidence.torsions.notes},
         "delta_f": _delta_f(findings, labels, verdict.checks),
+        "observables": [asdict(row) for row in results.observables],
         "passages": {name: findings.passages.get(labels[name]) for name in ("reference", "all_md")}
         | {"farm": findings.farm_passages},
         "profiles": findings.profiles,

@@ -19,6 +19,7 @@ from hpc_molgen.efficiency import (
     exclusions,
     figures,
     pages,
+    raw_report,
     series_costs,
     series_exclusions,
     series_figures,
@@ -115,6 +116,7 @@ def _conclude(run: Run, evidence: Evidence, findings: Findings) -> Results:
         verdict=decide(cv, checks, held_out, raw, corrected, contests),
         dt_ps=kinetics.frame_interval_ps(evidence.reference_time_ps, _units(evidence)),
         temperatures=temperature_report.collect(run, evidence.torsions, evidence.diagnostics),
+        observables=raw_report.collect(run, evidence.diagnostics),
     )
 
 

@@ -89,7 +89,8 @@ class CartesianRepresentation(Representation):
     def _encoded(self, positions_nm: torch.Tensor) -> torch.Tensor:
         inside = in_frame(self.canonicalise(positions_nm.to(torch.float64)), self.frame)
         deviation = inside.flatten(1)[:, self._columns] - self._mean
-        return torch.linalg.solve_triangular(self._scale, deviation.T, upper=False).T
+        white: torch.Tensor = torch.linalg.solve_triangular(self._scale, deviation.T, upper=False).T
+        return white
 
     def decode(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         flat = self._mean + features.to(torch.float64) @ self._scale.T
@@ -127,8 +128,9 @@ class CartesianRepresentation(Representation):
 def body_frame(system: MolecularSystem) -> Frame:
     """Choose three atoms bonded in a chain, for example N-CA-C of a central residue.
 
-    By this order: no atom of a methyl group's like and no hydrogen, no atom with fewer than two heavy neighbours, the middle atom nearest to all
-    others (by bonds), the lowest indices; of those that are not nearly on a straight line in the system's own structure.
+    By this order: no atom of a methyl group's like and no hydrogen, no atom with fewer than two heavy neighbours, the middle
+    atom nearest to all others (by bonds), the lowest indices; of those that are not nearly on a straight line in the system's
+    own structure.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Learned collective variables: the latent space of a time-lagged autoencoder, beside observables that have a name.
+"""Learned collective variables: a time-lagged autoencoder's latent space or TICA's, beside observables that have a name.
 
 Wehmeyer and Noe 2018, J. Chem. Phys. 148, 241703: an encoder and a decoder that predict a frame from one that is a lag earlier
 keep, in a few numbers between them, what is slow. Frames are seen as distances, which need no superposition (and cannot tell a
@@ -117,7 +117,7 @@ class Encoder:
 def learn_encoder(
     walkers: Callable[[], Iterable[np.ndarray]], config: RepresentationConfig, seed: int
 ) -> tuple[Encoder, dict[str, Any]]:
-    """Train a time-lagged autoencoder; return its encoder and what is worth knowing about it.
+    """Train a time-lagged autoencoder, or solve TICA; return the encoder and what is worth knowing about it.
 
     Latent coordinates of the network are known up to an invertible map alone. They are turned to have zero mean, unit variance
     and no correlation over all frames, and to be ordered by their autocorrelation at the lag; each grows with the feature that
@@ -142,7 +142,7 @@ def learn_encoder(
             raise InputError(f"representation.latent_lag_frames {lag}: the longest training walker has {max(map(len, white))}")
         if whiten.shape[1] < config.latent:
             raise InputError(f"representation.latent {config.latent}: frames vary in {whiten.shape[1]} directions only")
-        encoder, curve = _train(white, config, seed)
+        encoder, curve = _tica(white, config) if config.latent_by == "tica" else _train(white, config, seed)
         with torch.no_grad():
             raw = [encoder(torch.from_numpy(part).double()).numpy() for part in white]
     shift, turn = _slowest_first(raw, lag)
@@ -151,12 +151,14 @@ def learn_encoder(
     tensors = {"mean": mean, "whiten": whiten, "shift": shift, "turn": turn}
     found = {key: torch.as_tensor(np.ascontiguousarray(value)) for key, value in tensors.items()}
     found |= {f"network.{key}": value for key, value in encoder.state_dict().items()}
-    best = min(curve, key=lambda check: check["set_apart"])
-    about = {
-        "lag_frames": lag, "n_inputs": len(mean), "n_components": whiten.shape[1], "n_frames": sum(map(len, white)),
-        "autocorrelations": _lagged(latents, lag).tolist(), "best_step": best["step"], "loss_set_apart": best["set_apart"],
-        "loss_linear": curve[0]["set_apart"], "curve": curve,
+    about: dict[str, Any] = {
+        "by": config.latent_by, "lag_frames": lag, "n_inputs": len(mean), "n_components": whiten.shape[1],
+        "n_frames": sum(map(len, white)), "autocorrelations": _lagged(latents, lag).tolist(),
     }  # fmt: skip
+    if curve:
+        best = min(curve, key=lambda check: check["set_apart"])
+        about |= {"best_step": best["step"], "loss_set_apart": best["set_apart"], "loss_linear": curve[0]["set_apart"]}
+        about["curve"] = curve
     return Encoder(found, config.latent_hidden), about
 
 
@@ -175,6 +177,24 @@ def _whitening(walkers: Iterable[np.ndarray], n_components: int) -> tuple[np.nda
     kept = np.flatnonzero(variances > 1e-8 * variances.max())[::-1][:n_components]
     deviations = np.sqrt(variances[kept])
     return origin + mean, axes[:, kept] / deviations, (axes[:, kept] * deviations).T
+
+
+def _tica(white: Sequence[np.ndarray], config: RepresentationConfig) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Return the linear encoder of time-lagged independent components, and that there was no training.
+
+    Perez-Hernandez et al. 2013, J. Chem. Phys. 139, 015102, as deeptime solves it, with reversible estimates.
+    """
+    from deeptime.decomposition import TICA
+
+    lag = config.latent_lag_frames
+    long = [part.astype(np.float64) for part in white if len(part) > lag]
+    model = TICA(lagtime=lag, dim=config.latent).fit_from_timeseries(long).fetch_model()
+    encoder = LinePlus(white[0].shape[1], config.latent, config.latent_hidden).double()
+    vectors = torch.from_numpy(model.singular_vectors_left[:, : config.latent].real.copy())
+    with torch.no_grad():
+        encoder.line.weight[: vectors.shape[1]] = vectors.T
+        encoder.line.bias[: vectors.shape[1]] = -torch.from_numpy(np.asarray(model.mean_0)) @ vectors
+    return encoder, []
 
 
 def _train(white: Sequence[np.ndarray], config: RepresentationConfig, seed: int) -> tuple[nn.Module, list[dict[str, float]]]:

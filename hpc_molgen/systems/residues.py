@@ -59,7 +59,8 @@ class ResidueFeatures:
 
 def residue_type(residue: mdtraj.core.topology.Residue) -> str | None:
     """Name of the amino acid among the 20, whatever its protonation; "" for another one, None for what is none."""
-    name = PDB_NAMES.get(residue.name, _ELSEWHERE.get(residue.name, residue.name))
+    own = str(residue.name)
+    name = PDB_NAMES.get(own, _ELSEWHERE.get(own, own))
     if name in STANDARD:
         return name
     return "" if {"N", "CA", "C"} <= {atom.name for atom in residue.atoms} else None
@@ -75,7 +76,7 @@ def residue_features(
     topology : mdtraj.Topology
     positions_nm : np.ndarray, shape=(n_frames, n_atoms, 3), optional
         Frames whose secondary structure counts (Kabsch and Sander 1983, Biopolymers 22, 2577, by mdtraj's `compute_dssp` in its
-        three simplified classes); shares are zero without frames, and where a residue lacks N, CA, C or O, as in C-alpha models.
+        three simplified classes); shares are zero without frames, and where a residue lacks N, CA, C or O (C-alpha models).
     weights : np.ndarray, shape=(n_frames,), optional
         Of the frames, normalised or not; equal by default.
 
@@ -107,7 +108,8 @@ def _structure_shares(topology: mdtraj.Topology, positions_nm: np.ndarray, weigh
 
     found = mdtraj.compute_dssp(mdtraj.Trajectory(np.asarray(positions_nm, dtype=np.float32), topology), simplified=True)
     share = np.ones(len(found)) if weights is None else np.asarray(weights, dtype=np.float64)
-    return np.stack([share @ (found == letter) for letter in STRUCTURE.values()], axis=1) / share.sum()
+    shares: np.ndarray = np.stack([share @ (found == letter) for letter in STRUCTURE.values()], axis=1) / share.sum()
+    return shares
 
 
 def residue_torsions(topology: mdtraj.Topology, *, omega: bool = False) -> list[tuple[str, Quad]]:

@@ -173,3 +173,21 @@ def test_distances_of_chains_and_of_small_molecules(alanine: MolecularSystem) ->
     assert len(distance_pairs(alanine)) == 45  # of ten heavy atoms
     with pytest.raises(InputError, match="no structures with distances"):
         distance_pairs(load_system(SystemConfig(name="triple-well")))
+
+
+def test_tica_finds_the_same_slow_coordinates_by_linear_algebra(learned: tuple[Encoder, dict], tmp_path: Path) -> None:
+    """Against deeptime's own transform of the whitened features, to rounding; against what is known to be slow, as above."""
+    from deeptime.decomposition import TICA
+
+    features, slow = hidden()
+    encoder, about = learn_encoder(lambda: features, CONFIG.model_copy(update={"latent_by": "tica"}), 3)
+    together, known = np.concatenate([encoder(x) for x in features]), np.concatenate(slow)
+    np.testing.assert_allclose(together.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(np.cov(together.T, ddof=0), np.eye(2), atol=1e-6)
+    correlations = np.corrcoef(together.T, known.T)[:2, 2:]
+    assert abs(correlations[0, 0]) > 0.9 and abs(correlations[1, 1]) > 0.8
+    white = [(x - encoder.tensors["mean"].numpy()) @ encoder.tensors["whiten"].numpy() for x in features]
+    plain = TICA(lagtime=LAG, dim=2).fit_from_timeseries(white).fetch_model()
+    theirs = np.concatenate([plain.transform(part) for part in white])
+    assert np.abs(np.corrcoef(together.T, theirs.T)[:2, 2:]).diagonal() == pytest.approx([1, 1], abs=1e-3)
+    assert about["by"] == "tica" and "curve" not in about and learned[1]["by"] == "autoencoder"

@@ -1,4 +1,4 @@
-"""Cartesian coordinates in a body frame: invariance, Jacobian, one labelling of each conformation, the integral of the density."""
+"""Cartesian coordinates in a body frame: invariance, Jacobian, one labelling of each conformation, what the density sums to."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def test_the_gradient_in_closed_form_is_that_of_autograd(cartesian: CartesianRep
     positions, _ = cartesian.decode(features)
     gradient = torch.randn(positions.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     found = cartesian.pulled_back(features, positions, gradient)
-    torch.testing.assert_close(found, Representation.pulled_back(cartesian, features, positions, gradient), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(
+        found, Representation.pulled_back(cartesian, features, positions, gradient), rtol=1e-9, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("noise_nm", [0.0, 0.1])
@@ -246,9 +248,9 @@ def test_annealing_leaves_out_what_is_outside_of_the_domain(
 
     monkeypatch.setattr(smc, "anneal", unmoved)
     monkeypatch.setattr("hpc_molgen.montecarlo.densities.BoltzmannDensity", target)
-    monkeypatch.setattr(base, "load_representation", lambda path, system: representation)
+    monkeypatch.setattr(base, "load_representation", lambda *_: representation)
     flow = SimpleNamespace(one_pass=True, log_density_and_gradient=None)
-    monkeypatch.setattr(surrogates, "load_surrogate", lambda path, key: flow)
+    monkeypatch.setattr(surrogates, "load_surrogate", lambda *_: flow)
     nowhere = tmp_path / "none"
     files = (nowhere, methanol.system, CorrectConfig(), SampleConfig(), nowhere, nowhere)
     moved = annealing._move(annealing.Island(100, *files, positions.numpy(), log_density, 1))

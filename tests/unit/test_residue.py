@@ -58,7 +58,7 @@ def test_features_of_each_residue(ten: MolecularSystem) -> None:
     assert found.names[20:] == ("place", "from_start", "to_end", "helix", "strand", "coil")
     assert found.residues[0] == "GLY2" and list(found.indices) == list(range(1, 11))  # without the caps
     types = [found.names[row[:20].argmax()] for row in found.values]
-    assert types == "GLY TYR ASP PRO GLU THR GLY THR TRP GLY".split() and (found.values[:, :20].sum(1) == 1).all()
+    assert " ".join(types) == "GLY TYR ASP PRO GLU THR GLY THR TRP GLY" and (found.values[:, :20].sum(1) == 1).all()
     np.testing.assert_allclose(found.values[:, 20], np.arange(10) / 9)
     assert (found.values[:, 21] == np.arange(10)).all() and (found.values[:, 22] == 9 - np.arange(10)).all()
     assert not found.values[:, 23:].any()  # nothing is known of the structure without frames
@@ -104,7 +104,10 @@ def test_beads_and_other_molecules() -> None:
     with pytest.raises(InputError, match="of peptides and proteins"):
         residue_torsions(other)
     with pytest.raises(InputError, match="of peptides and proteins"):
-        check(load_config("trp-cage", ["representation.name=residue", "surrogate={name: diffusion}", "reference.labels=[]"]), beads)
+        check(
+            load_config("trp-cage", ["representation.name=residue", "surrogate={name: diffusion}", "reference.labels=[]"]),
+            beads,
+        )
 
 
 def test_torsions_in_the_order_of_residues_and_none_in_a_ring(ten: MolecularSystem) -> None:

@@ -27,6 +27,7 @@ SUITES = {
     "trajectories": "hpc_molgen.efficiency.suites.trajectories:trajectories",
     "peers": "hpc_molgen.efficiency.suites.peers:peers",
     "generalisation": "hpc_molgen.efficiency.suites.generalisation:generalisation",
+    "fragments": "hpc_molgen.efficiency.suites.fragments:fragments",
     "verdict": "hpc_molgen.efficiency.suites.verdict:verdict",
 }
 TOOLS = {  # what is done with records: (files) -> (text, passed)

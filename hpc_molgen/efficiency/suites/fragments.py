@@ -1,8 +1,8 @@
-"""Suite `fragments`: can a larger molecule be sampled in pieces?
+"""Suite `fragments`: a larger molecule sampled in pieces, against parallel tempering of the whole.
 
-Fragments with overlapping torsions are sampled by themselves, joined, and moved by exact Metropolis-Hastings moves of the whole
-molecule; the same CPU time goes to parallel tempering of the whole. Both are compared with another, longer tempering. For a
-compact molecule (`fragments_cage.py`) the same moves are held against molecular dynamics from the same structures.
+Fragments with overlapping torsions are sampled by themselves, joined, and moved by exact Metropolis-Hastings moves of the
+whole molecule; the same CPU time goes to parallel tempering. Both are compared with another, longer tempering. For a compact
+molecule (`fragments_cage.py`) the same moves are held against molecular dynamics from the same structures.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpc_molgen.config import SystemConfig
 from hpc_molgen.efficiency.suites import fragments_tables as tables
-from hpc_molgen.efficiency.suites.fragments_cage import CageSettings, compare_cage
+from hpc_molgen.efficiency.suites.fragments_cage import TRP_CAGE, CageSettings, Fold, compare_cage
 from hpc_molgen.efficiency.suites.fragments_scores import Found, Judge, backbone_of
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.errors import InputError
@@ -86,15 +84,15 @@ class Settings:
 SIZES = {
     "smoke": Settings(
         "A-A-A", 2, (MAIN,), Tempering(4, 4, 3.0), Tempering(8, 4, 6.0), (4, 4), 500, 16, 20, 10,
-        CageSettings(("G-P-S-S", (-80.0,) * 3, (140.0,) * 3, ()), Tempering(4, 4, 1.0), 8, 3, 32, 0.2),
+        CageSettings(Fold("GPSS", "G-P-S-S", (-80.0,) * 4, (140.0,) * 4), Tempering(4, 4, 1.0), 8, 3, 32, 0.2),
     ),
     "laptop": Settings(
         "A-A-A-A", 3, WAYS, Tempering(8, 4, 100.0), Tempering(16, 5, 1000.0, discarded=0.25), (16, 5), 20_000, 128, 250, 100,
-        CageSettings(None, Tempering(4, 4, 20.0), 32, 15, 256, 1.0),
+        CageSettings(TRP_CAGE, Tempering(4, 4, 20.0), 32, 15, 256, 1.0),
     ),
     "cluster": Settings(
         "A-A-A-A", 5, WAYS, Tempering(32, 4, 400.0), Tempering(32, 5, 20_000.0, discarded=0.1), (16, 5), 50_000, 512, 1000, 400,
-        CageSettings(None, Tempering(16, 4, 200.0), 128, 200, 4096, 20.0),
+        CageSettings(TRP_CAGE, Tempering(16, 4, 200.0), 128, 200, 4096, 20.0),
     ),
 }  # fmt: skip
 
@@ -141,7 +139,7 @@ def _compare(system: MolecularSystem, settings: Settings, way: Way, seed: int, c
         watch = Stopwatch()
         endless = Tempering(n_ladders, n_temperatures, 1e9, discarded=settings.reference.discarded)
         frames = tempered_library(system, endless, derive_seed(seed, "equal"), lambda: watch.cpu_s < joined.cpu_s)
-        found = Found("parallel tempering", backbone_of(system, frames), watch.cpu_s, watch.cpu_s)
+        found = Found(tables.TEMPERING, backbone_of(system, frames), watch.cpu_s, watch.cpu_s)
     return [raw, joined, found]
 
 
@@ -163,7 +161,7 @@ def _joined(
         starts = resampled(coordinates, log_weight, settings.n_chains, generator)
     before = watch.cpu_s
     raw_facts = {"ess_fraction": kish_ess(log_weight) / settings.n_joined}
-    raw = Found("joined, raw", whole.backbone_rad(coordinates)[None], before, before, raw_facts)
+    raw = Found(tables.RAW, whole.backbone_rad(coordinates)[None], before, before, raw_facts)
     with costs.stage(f"moves of the whole, {way.name}"):
         chains = run_joined(whole, blocks, starts, n_sweeps, derive_seed(seed, "chains"), way.moves)
     facts = {
@@ -173,8 +171,3 @@ def _joined(
         "energies_per_cpu_s": chains.n_energies / (watch.cpu_s - before),
     }
     return raw, Found(way.name, chains.angles_rad, watch.cpu_s, watch.cpu_s - before, facts, chains.log_target)
-
-
-def count_of(values: np.ndarray) -> int:
-    """Number of frames or samples (n_times, n_copies, ...)."""
-    return int(np.prod(values.shape[:2]))

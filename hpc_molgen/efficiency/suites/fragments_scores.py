@@ -168,13 +168,14 @@ def _repeated(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _gains(joined: list[dict[str, Any]], tempered: list[dict[str, Any]]) -> dict[str, Any]:
-    """Effective samples a CPU second of joined chains over those of tempering, for each kind of indicator and the slowest."""
-    found = {}
-    for name in joined[0]["n_effective"]:
-        found[name] = [own["effective_per_cpu_s"][name] / max(other["effective_per_cpu_s"][name], 1e-12)
-                       for own, other in zip(joined, tempered, strict=True)]  # fmt: skip
-    found["slowest"] = [
-        min(own["effective_per_cpu_s"].values()) / max(min(other["effective_per_cpu_s"].values()), 1e-12)
-        for own, other in zip(joined, tempered, strict=True)
-    ]
-    return {name: spread(values) for name, values in found.items()}
+    """Effective samples a CPU second of joined chains over those of tempering, for each kind of indicator and the slowest.
+
+    None where a run of the tempering has seen no change.
+    """
+    pairs = [[row["effective_per_cpu_s"] for row in runs] for runs in zip(joined, tempered, strict=True)]
+    found = {name: [(own[name], other[name]) for own, other in pairs] for name in pairs[0][0]}
+    found["slowest"] = [(min(own.values()), min(other.values())) for own, other in pairs]
+    return {
+        name: spread(own / other for own, other in values) if all(other > 0 for _, other in values) else None
+        for name, values in found.items()
+    }

@@ -63,7 +63,8 @@ class TransferableDiffusion(DiffusionSurrogate):
         self.n_torus = max(self.sizes)
         self.n_features, self.schedule = self.n_torus + n_euclidean, schedule
         self._compiled: Any = None
-        self._of_training = Graphs([variant for graph in self.graphs for variant in _variants(graph)], N_DISTANCES)
+        variants = zip(*(_variants(graph) for graph in self.graphs), strict=True)
+        self._of_training = nn.ModuleList([Graphs(same, N_DISTANCES) for same in variants])
         told = set(residues)
         as_known = [graph if set(graph.residue_types()) <= told else graph.anonymous() for graph in self.graphs]
         self._of_sampling = Graphs(as_known[:1], N_DISTANCES)
@@ -97,8 +98,10 @@ class TransferableDiffusion(DiffusionSurrogate):
 
     def draw_noise(self, part: str, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         strata = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-        variant = torch.randint(_VARIANTS, (n,), generator=generator)
-        return strata, torch.randn((n, self.n_torus), generator=generator), variant.float()
+        eps = torch.randn((n, self.n_torus), generator=generator)
+        # one for all items that are drawn together: what each variant of the molecules makes of the network costs time
+        variant = torch.randint(_VARIANTS, (1,), generator=generator)
+        return strata, eps, variant.float().expand(n)
 
     def loss(self, part: str, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Squared error of the velocities of each item's torsions (n,).
@@ -115,11 +118,14 @@ class TransferableDiffusion(DiffusionSurrogate):
         angles = torch.where(mirror, -angles, angles)
         noisy, phi, target = self.diffuse(angles, time, eps)
         embedded = self.velocities.time(phi)
-        kinds = which * _VARIANTS + variant.long()
-        conditions = self.velocities.conditions(self._of_training)
+        kinds = variant.long() * len(self.graphs) + which
+        conditions = {number: self._conditions_of(number) for number in torch.unique(variant.long()).tolist()}
         rows, others, own, told, out = [], [], [], [], []
         for kind in torch.unique(kinds).tolist():  # items of one molecule share its matrices
-            chosen, of_kind = torch.nonzero(kinds == kind).flatten(), conditions[kind]
+            chosen, of_kind = (
+                torch.nonzero(kinds == kind).flatten(),
+                conditions[kind // len(self.graphs)][kind % len(self.graphs)],
+            )
             m = len(of_kind.out)
             here = self.velocities.gathered(noisy[chosen, :m], of_kind)
             others.append(here[0].flatten(0, 1))
@@ -133,6 +139,11 @@ class TransferableDiffusion(DiffusionSurrogate):
             (where,), (velocity - target.flatten()[where]).to(batch) ** 2
         )
         return errors.view(len(batch), self.n_torus).sum(1)
+
+    def _conditions_of(self, variant: int) -> list[Conditions]:
+        graphs = self._of_training[variant]
+        assert isinstance(graphs, Graphs)
+        return self.velocities.conditions(graphs)
 
     @torch.no_grad()
     def sample(self, n: int, seed: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
