@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpc_molgen.systems.bonds import is_single, linear_atoms
 from hpc_molgen.systems.torsions import Quad, atoms_beyond, is_carbonyl, neighbours_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ def free_rotors(topology: mdtraj.Topology, zmatrix: ZMatrix) -> list[Rotor]:
     """
     neighbours = neighbours_of(topology)
     elements = [atom.element.symbol for atom in topology.atoms]
-    orders = bond_orders(topology)
+    linear = linear_atoms(topology, neighbours)
+    single = {
+        pair: is_single(bond, neighbours, elements)
+        for bond in topology.bonds
+        for pair in ((bond.atom1.index, bond.atom2.index), (bond.atom2.index, bond.atom1.index))
+    }
     per_ring: dict[frozenset[int], int] = {}
     rotors = []
     for number, row in enumerate(zmatrix.rows[3:]):
@@ -60,21 +66,10 @@ def free_rotors(topology: mdtraj.Topology, zmatrix: ZMatrix) -> list[Rotor]:
             if not saturated or per_ring.get(ring, 0) >= len(ring) - 3:
                 continue
             per_ring[ring] = per_ring.get(ring, 0) + 1
-        elif orders.get((near, far), 1.0) > 1 or _is_planar(near, far, elements, neighbours):
+        elif not single[near, far] or {near, far} & linear or _is_planar(near, far, elements, neighbours):
             continue
         rotors.append(Rotor(number, (row.c, row.b, row.a, row.atom), row.fold))
     return rotors
-
-
-def bond_orders(topology: mdtraj.Topology) -> dict[tuple[int, int], float]:
-    """Return the order of each bond that the topology knows, by its atoms, both ways round; 1.5 for aromatic ones."""
-    found = {}
-    for bond in topology.bonds:
-        order = 1.5 if str(bond.type) == "Aromatic" else bond.order
-        if order:
-            first, second = bond.atom1.index, bond.atom2.index
-            found[first, second] = found[second, first] = float(order)
-    return found
 
 
 def smallest_ring(neighbours: list[list[int]], first: int, second: int) -> frozenset[int]:
@@ -98,7 +93,7 @@ def smallest_ring(neighbours: list[list[int]], first: int, second: int) -> froze
 
 
 def _is_planar(i: int, j: int, elements: list[str], neighbours: list[list[int]]) -> bool:
-    """Whether i-j is an amide, an amidine or a guanidine, or a double bond between atoms of three neighbours each."""
+    """Whether i-j is an amide, an amidine or a guanidine."""
     for carbon, nitrogen in ((i, j), (j, i)):
         if elements[carbon] == "C" and elements[nitrogen] == "N" and len(neighbours[nitrogen]) <= 3:
             others = [atom for atom in neighbours[carbon] if atom != nitrogen]

@@ -78,10 +78,10 @@ SIZES = {
         few_ps=4.0, tune_steps=5, energies=(1000, 5),
         scratch=("surrogate={name: diffusion, hidden: 16, depth: 1, harmonics: 2}", "train.n_steps=40"), n_draws=200,
     ),
-    "laptop": Settings(assignments=("correct.n_structures=10",)),
+    "laptop": Settings(assignments=("correct.n_structures=10", "correct.method=weights")),
     "cluster": Settings(
         assignments=(
-            "correct.n_structures=10", "reference.n_walkers=96", "reference.production_ps=1000", "train.n_steps=20000",
+            "correct.n_structures=10", "correct.method=weights", "reference.n_walkers=96", "reference.production_ps=1000", "train.n_steps=20000",
             "train.batch_size=2048", "surrogate.hidden=192", "surrogate.width=128", "sample.n_samples=200000",
         ),
         energies=(200_000, 2000), n_rounds=6, n_draws=10_000,
