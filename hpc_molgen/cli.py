@@ -81,6 +81,7 @@ def run(
     ] = "0/1",
 ) -> None:
     """Run the pipeline here: in this process, under mpiexec, or under torchrun. Finished stages are skipped."""
+    from hpc_molgen.molecules import is_done
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
     from hpc_molgen.workers import Workers
@@ -95,7 +96,7 @@ def run(
     _guard_ranks(workers)
     opened = Run.create(out or Path("runs") / resolved.name, resolved, workers)
     run_stages(opened, stages)
-    if workers.is_root and opened.is_done("report"):
+    if workers.is_root and is_done(opened, "report"):
         _finish(opened.directory)
 
 
@@ -133,6 +134,7 @@ def farm(
     share: Annotated[str, typer.Option(metavar="K/N", callback=_share, help="be job K (0 to N-1) of N that share it")] = "0/1",
 ) -> None:
     """Run molecular dynamics from many structures: here, under mpiexec or srun, or as jobs that share the farm."""
+    from hpc_molgen.molecules import is_done
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
     from hpc_molgen.workers import Workers
@@ -155,7 +157,7 @@ def farm(
     if resume and not any((folder / "farm" / "plan.json").is_file() for folder in folders):
         raise InputError(f"{opened.directory}: there is no farm that could go on; leave out --resume to begin one")
     run_stages(opened, ["farm"])
-    if workers.is_root and opened.is_done("farm"):
+    if workers.is_root and is_done(opened, "farm"):
         found = opened.details("farm")
         done, n_molecules = found["n_replicas"] - found["n_failed"], len(opened.config.molecules)
         of_many = f" of {n_molecules} molecules" if n_molecules else ""
@@ -207,12 +209,13 @@ def report(
     cost_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="in the same one")] = None,
 ) -> None:
     """Write the efficiency report of a run again, or a picture of how its training stands if it is not that far."""
+    from hpc_molgen.molecules import is_done
     from hpc_molgen.pipeline import run_stages
     from hpc_molgen.run import Run
 
     _log_to_stderr(quiet=False)
     opened = Run.open(directory)
-    if not opened.is_done("train"):
+    if not is_done(opened, "train"):
         from hpc_molgen.efficiency.training_report import write_training_report
 
         typer.echo(f"training: {write_training_report(opened)}")

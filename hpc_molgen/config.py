@@ -535,7 +535,8 @@ class RunConfig(Model):
         if wrong or len(set(names)) < len(names):
             raise ValueError(f"molecules: names {names} must differ and consist of letters, digits, '_', '.' and '-'")
         shared = isinstance(self.surrogate, TransferableConfig)
-        if shared and self.molecules and not set(names) - set(self.unseen):
+        untaught = isinstance(self.surrogate, TransferableConfig) and self.surrogate.trained is None
+        if untaught and self.molecules and not set(names) - set(self.unseen):
             raise ValueError(f"unseen: all molecules ({', '.join(names)}) are; the surrogate needs one to learn from")
         if any(isinstance(entry, str) for entry in self.molecules) and self.system.name != "peptide":
             raise ValueError("molecules: a sequence is for system.name peptide; write a mapping with a `name` and a `system`")

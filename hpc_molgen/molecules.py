@@ -55,6 +55,11 @@ def members(run: Run) -> list[Run]:
     ]  # fmt: skip
 
 
+def is_done(run: Run, stage: str) -> bool:
+    """Whether a stage is done with the present inputs, of the whole and of all its molecules where there are many."""
+    return run.is_done(stage) and _all_done(members(run), stage)
+
+
 def member_configs(config: RunConfig, trained: Path = Path(*SURROGATE)) -> list[RunConfig]:
     """Return the configuration of each molecule: the whole's, with what its entry says, and with the shared surrogate.
 
@@ -124,7 +129,8 @@ def run_molecules(run: Run, stages: Sequence[str], run_stages: Stages, *, again:
     """Run `stages` of all molecules, stage after stage, and what the whole does in them; finished parts are skipped."""
     runs = members(run)
     with run.lock():
-        runs = [Run.create(one.directory, one.config, one.workers) for one in runs]
+        if not again:  # what is only written again may have other prices, which are nobody's configuration
+            runs = [Run.create(one.directory, one.config, one.workers) for one in runs]
         if "reference" in stages:
             _check_all(run, runs)
         for name in stages:

@@ -101,7 +101,8 @@ def run_stages(run: Run, stages: Sequence[str] = tuple(STAGES), *, again: bool =
     """Run `stages` in order; those that are finished with the same inputs are skipped unless asked for `again`."""
     stages = preflight.check_stages(run.config, stages)
     if run.config.molecules:
-        return molecules.run_molecules(run, stages, run_stages, again=again)
+        molecules.run_molecules(run, stages, run_stages, again=again)
+        return
     with run.lock():
         if "farm" in stages:
             preflight.check_time_steps(run.config, run.system)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_molgen import __version__, failures, interrupts, locks
-from hpc_molgen.config import RunConfig, dump_config, load_config
+from hpc_molgen.config import RunConfig, dump_config, load_config, molecule_name
 from hpc_molgen.energy import EnergyMeter
 from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
 from hpc_molgen.files import read_json, write_atomically, write_json
@@ -147,7 +147,8 @@ class Run:
         files: dict[str, Any] = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
         if self.config.molecules:
             own["molecules"] = [_about(entry, sections) for entry in values["molecules"]]
-            own |= {"unseen": sorted(values["unseen"])} if stage == "train" else {}
+            names = {molecule_name(entry) for entry in values["molecules"]}
+            own |= {"unseen": sorted(names & {*values["unseen"]})} if stage == "train" else {}
         if stage == "train" and (trained := values["surrogate"].get("trained")):
             files["trained"] = _file_stamp(trained_file(Path(trained)))
         if stage == "train" and self.config.refine.teacher is not None:
@@ -269,10 +270,11 @@ def _about(entry: str | dict[str, Any], sections: Sequence[str]) -> Any:
     if isinstance(entry, str):
         return entry
     kept = {key: value for key, value in entry.items() if key in ("name", "seed", *sections)}
-    return {
+    told = {
         key: {k: v for k, v in value.items() if k not in _HOW | _BY_CONTENT} if isinstance(value, dict) else value
         for key, value in kept.items()
     }
+    return {key: value for key, value in told.items() if value != {}}
 
 
 def trained_file(path: Path) -> Path:

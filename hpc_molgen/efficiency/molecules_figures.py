@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpc_molgen.efficiency import figures
-from hpc_molgen.efficiency.molecules_findings import ALONE, SEEN, UNSEEN
+from hpc_molgen.efficiency.molecules_findings import ALONE, GIVEN, SEEN, UNSEEN
 
 if TYPE_CHECKING:
     from hpc_molgen.efficiency.molecules_findings import Molecule
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _STYLES: dict[str, dict[str, Any]] = {
     SEEN: {"marker": "o", "color": figures.BLUE, "mfc": figures.BLUE, "label": "the surrogate learnt from it"},
     UNSEEN: {"marker": "s", "color": figures.VERMILLION, "mfc": "white", "label": "unseen"},
+    GIVEN: {"marker": "^", "color": figures.GREEN, "mfc": figures.GREEN, "label": "surrogate from elsewhere"},
     ALONE: {"marker": "D", "color": figures.BLACK, "mfc": figures.BLACK, "label": "surrogate of its own"},
 }
 _RAW = {"marker": "x", "color": figures.GREY, "label": "raw samples"}

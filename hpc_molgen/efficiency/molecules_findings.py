@@ -18,7 +18,7 @@ from hpc_molgen.run import stage_costs
 if TYPE_CHECKING:
     from hpc_molgen.run import Run
 
-SEEN, UNSEEN, ALONE = "seen", "unseen", "-"
+SEEN, UNSEEN, GIVEN, ALONE = "seen", "unseen", "given", "-"
 OWN_STAGES = ("featurize", "train", "sample", "correct")
 
 
@@ -30,7 +30,8 @@ class Molecule:
     ----------
     name : str
     role : str
-        Whether the shared surrogate has learnt from it: `SEEN`, `UNSEEN`, or `ALONE` where there is no shared one.
+        Whether the shared surrogate has learnt from it, `SEEN` or `UNSEEN`; `GIVEN` is a surrogate from elsewhere, `ALONE` one
+        of its own.
     n_atoms : int
     n_torsions : int or None
         Free torsions of its representation.
@@ -113,8 +114,9 @@ class Findings:
 def collect(run: Run, runs: Sequence[Run]) -> Findings:
     """Read what the molecules' reports say, and what their stages cost."""
     training = _training(run, runs)
-    part = training["cpu_s"] / len(runs) if training else 0.0
-    molecules = [_molecule(run, one, part) for one in runs]
+    roles = [_role(run, one) for one in runs]
+    part = training["cpu_s"] / sum(role in (SEEN, UNSEEN) for role in roles) if training else 0.0
+    molecules = [_molecule(one, role, part if role in (SEEN, UNSEEN) else 0.0) for one, role in zip(runs, roles, strict=True)]
     unseen = [molecule for molecule in molecules if molecule.role == UNSEEN]
     medians = {
         "ess_fraction": _median(molecule.ess_fraction for molecule in unseen),
@@ -143,7 +145,7 @@ def _training(run: Run, runs: Sequence[Run]) -> dict[str, Any] | None:
     return kept | {"cpu_s": max(spent, float(details["train_cpu_s"]))}
 
 
-def _molecule(run: Run, one: Run, training_part_cpu_s: float) -> Molecule:
+def _molecule(one: Run, role: str, training_part_cpu_s: float) -> Molecule:
     record = read_json(one.path("report", "report.json"))
     weights, verdict = record.get("weights") or {}, record["verdict"]
     importance = weights.get("importance", weights)
@@ -156,7 +158,7 @@ def _molecule(run: Run, one: Run, training_part_cpu_s: float) -> Molecule:
     moved = (weights.get("annealed") or {}).get("kind", "")
     return Molecule(
         name=one.config.name,
-        role=_role(run, one),
+        role=role,
         n_atoms=one.system.n_atoms,
         n_torsions=one.details("featurize").get("n_torus"),
         ess_fraction=importance.get("ess_fraction"),
@@ -178,12 +180,12 @@ def _molecule(run: Run, one: Run, training_part_cpu_s: float) -> Molecule:
 
 
 def _role(run: Run, one: Run) -> str:
-    """Return `ALONE` for what has a surrogate of its own; of one that was trained elsewhere the user says what is unseen."""
+    """Return what a molecule is to its surrogate; of one from elsewhere the user says what is unseen."""
     if not isinstance(one.config.surrogate, TransferableConfig) or one.config.surrogate.trained is None:
         return ALONE
     if one.config.name in run.config.unseen:
         return UNSEEN
-    return SEEN if one.config.name in run.details("train").get("molecules", ()) else ALONE
+    return SEEN if one.config.name in run.details("train").get("molecules", ()) else GIVEN
 
 
 def _estimate(value: dict[str, Any] | None) -> Estimate | None:
@@ -210,7 +212,8 @@ def decide(findings: Findings) -> Verdict:
     groups = [
         _counted(findings.of_role(SEEN), "molecules that the surrogate learnt from"),
         _counted(findings.of_role(UNSEEN), "molecules that the surrogate has not seen"),
-        _counted(findings.of_role(ALONE), "molecules that have no surrogate in common"),
+        _counted(findings.of_role(GIVEN), "molecules with a surrogate from elsewhere"),
+        _counted(findings.of_role(ALONE), "molecules with a surrogate of their own"),
     ]
     sentence = f"Certified: {', and '.join(group for group in groups if group)}.{_of_unseen(findings)}"
     return Verdict(sentence, f"All {n} molecules certified" if n_certified == n else headline, checks)

@@ -10,7 +10,7 @@ from hpc_molgen.efficiency import exclusions, molecules_figures, report, series_
 from hpc_molgen.efficiency.costs import Prices
 from hpc_molgen.efficiency.document import Picture, Section
 from hpc_molgen.efficiency.exclusions import LeftOut
-from hpc_molgen.efficiency.molecules_findings import ALONE, UNSEEN, Findings, Molecule, collect, decide
+from hpc_molgen.efficiency.molecules_findings import GIVEN, UNSEEN, Findings, Molecule, collect, decide
 from hpc_molgen.efficiency.record import SCHEMA_VERSION, stage_provenance, verdict_record
 from hpc_molgen.efficiency.tables import Table, number, share, unbroken
 from hpc_molgen.efficiency.verdict import Verdict, interval_text
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _QUALITY = (
     "Left: effective sample size of the importance weights as they are, without annealing. Right: divergence from held-out MD "
-    "in the first plane of torsions, over its noise floor, of raw (crosses) and corrected samples. Filled circles: molecules "
-    "that the surrogate learnt from; open squares: unseen ones."
+    "in the first plane of torsions, over its noise floor, of raw (crosses) and corrected samples."
 )
-_COSTS = "CPU seconds of every molecule, all attempts; the shared training is divided evenly among all molecules that use it."
+_COSTS = "CPU seconds of every molecule, all attempts, without its farm."
+_SHARE = "The shared training is divided evenly among all molecules that use it, seen or not."
 
 
 def write_report(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
@@ -57,8 +57,10 @@ def write_report(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _target(findings: Findings) -> str:
     """Return what the weights are exact for."""
-    targets = sorted({molecule.target or "none of some molecules" for molecule in findings.molecules})
-    return f"Target of the weights: {'; '.join(targets)}."
+    targets = sorted({molecule.target for molecule in findings.molecules if molecule.target})
+    without = [molecule.name for molecule in findings.molecules if not molecule.target]
+    parts = [f"Target of the weights: {'; '.join(targets)}."] if targets else []
+    return " ".join([*parts, *([f"No importance weights: {', '.join(without)}."] if without else [])])
 
 
 def _key_figures(findings: Findings, verdict: Verdict) -> list[tuple[str, str]]:
@@ -103,9 +105,11 @@ def _molecules(findings: Findings) -> Section:
 
 def _surrogate_words(findings: Findings) -> str:
     training, unseen = findings.training, findings.of_role(UNSEEN)
-    not_seen = f" It has not seen {', '.join(molecule.name for molecule in unseen)}." if unseen else ""
+    names = ", ".join(molecule.name for molecule in unseen)
+    not_seen = f" It has not seen {names}." if unseen else ""
     if training is None:
-        return f"No surrogate was trained for all of them together.{not_seen} Names lead to the molecules' own reports."
+        text = "No surrogate was trained here for all of them together."
+        return f"{text}{f' The given one has not seen {names}.' if unseen else ''} Names lead to the molecules' own reports."
     return (
         f"One surrogate of {training['n_parameters']:,} parameters learnt from {training['n_items']:,} frames of "
         f"{', '.join(training['molecules'])}.{not_seen} Names lead to the molecules' own reports."
@@ -136,21 +140,17 @@ def _delta_f_cell(cv: str, estimate: Estimate | None) -> str:
 
 def _cost(run: Run, findings: Findings) -> Section:
     """Return what every molecule cost, and the sums."""
-    rows = [
-        [
-            molecule.name, molecule.role,
-            *map(number, (molecule.reference_cpu_s, molecule.own_cpu_s, molecule.training_part_cpu_s, molecule.farm_cpu_s)),
-        ]
-        for molecule in findings.molecules
-    ]  # fmt: skip
-    columns = ("molecule", "shared surrogate", "reference MD", "own part", "share of the shared training", "farm")
-    note = (
-        "All attempts, start-up included. Own part: featurize, sample, correct, and training or tuning for this molecule "
-        "alone. Share: the shared training over the number of molecules, seen or not."
-    )
+    shared = findings.training is not None
+    columns = ("molecule", "shared surrogate", "reference MD", "own part", *(["shared training"] if shared else []), "farm")
+    rows = []
+    for molecule in findings.molecules:
+        parts = [molecule.reference_cpu_s, molecule.own_cpu_s, *([molecule.training_part_cpu_s] if shared else [])]
+        rows.append([molecule.name, molecule.role, *map(number, [*parts, molecule.farm_cpu_s])])
+    note = "All attempts, start-up included. Own part: featurize, sample, correct, and training for this molecule alone."
+    note += f" {_SHARE}" if shared else ""
     links = {molecule.name: f"../molecules/{molecule.name}/report/report" for molecule in findings.molecules}
     tables = (Table("Cost of every molecule / CPU s", columns, rows, note, (0, 1), links), _sums(run, findings))
-    return Section("Costs", (), (Picture("costs", _COSTS),), tables)
+    return Section("Costs", (), (Picture("costs", f"{_COSTS} {_SHARE}" if shared else _COSTS),), tables)
 
 
 def _sums(run: Run, findings: Findings) -> Table:
@@ -178,9 +178,9 @@ def _left_out(run: Run, findings: Findings) -> list[LeftOut]:
     if unseen := findings.of_role(UNSEEN):
         why = "kept from the shared surrogate, to see whether it carries over (unseen)"
         rows.append(LeftOut("frames of unseen molecules", ", ".join(molecule.name for molecule in unseen), why))
-    if others := [molecule for molecule in findings.molecules if molecule.role == ALONE and findings.training]:
-        why = "each has a surrogate of its own"
-        rows.append(LeftOut("frames of other molecules", ", ".join(molecule.name for molecule in others), why))
+    if given := findings.of_role(GIVEN):
+        why = "it was trained elsewhere, which counts as free here"
+        rows.append(LeftOut("training of the surrogate", f"of {', '.join(molecule.name for molecule in given)}", why))
     groups = {
         "importance weights": [molecule.name for molecule in findings.molecules if molecule.ess_fraction is None],
         "divergence in a plane": [molecule.name for molecule in findings.molecules if not molecule.observable],

@@ -96,11 +96,11 @@ def text(run: Run) -> list[str]:
     lines = ["Without weights, nothing makes up for what the surrogate does wrong: samples are as good as they agree with MD."]
     if "positions_rms_nm" in found:
         lines.append(
-            f"The representation '{run.config.representation.name}' has {details['n_torus'] + details['n_euclidean']} features. "
-            f"{found['n_frames']:,} frames of held-out MD that go through them and back are off by "
-            f"{found['positions_rms_nm']:.4f} nm in positions (root mean square, superposed), {found['distances_rms_nm']:.4f} nm "
-            f"in distances and {found['bonds_rms_nm']:.4f} nm in bonds; {found['right_handed']:.1%} come back as themselves and "
-            "not as their mirror image."
+            f"The representation '{run.config.representation.name}' has {details['n_torus'] + details['n_euclidean']} "
+            f"features. {found['n_frames']:,} frames of held-out MD that go through them and back are off by "
+            f"{found['positions_rms_nm']:.4f} nm in positions (root mean square, superposed), "
+            f"{found['distances_rms_nm']:.4f} nm in distances and {found['bonds_rms_nm']:.4f} nm in bonds; "
+            f"{found['right_handed']:.1%} come back as themselves and not as their mirror image."
         )
     if "saturated" in found:
         lines.append(f"Contacts of {found['saturated']:.1%} of all pairs only bound the distance, as they are near 0 or 1.")

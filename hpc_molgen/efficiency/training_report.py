@@ -34,6 +34,11 @@ def write_training_report(run: Run) -> Path:
         When no training has begun.
     """
     log = run.path("train") / "metrics.jsonl"
+    if not log.is_file() and run.config.molecules:
+        raise InputError(
+            f"{run.directory}: no surrogate is being trained for all molecules together; of one that trains for itself: "
+            f"hpc-molgen report {run.path('molecules', 'NAME')}"
+        )
     if not log.is_file():
         raise InputError(f"{run.directory}: no stage but those before 'train' has begun, so there is nothing to report on")
     records = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hpc_molgen import failures
+from hpc_molgen import failures, molecules
 from hpc_molgen.errors import EnvironmentProblem, HpcMolgenError
 from hpc_molgen.launch.tasks import GPU_MASK, run_stage
 from hpc_molgen.run import Run
@@ -47,7 +47,7 @@ def run_here(run: Run, folder: Path, stages: list[str], *, dry_run: bool) -> Ite
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the stage
             job.wait()
             raise
-        if not run.is_done(stage):
+        if not molecules.is_done(run, stage):
             failed = failures.first([run.path(stage)])
             reason = failed["error"] if failed else "it ended without an error of its own"
             raise HpcMolgenError(f"stage '{stage}' failed: {reason}\nlog: {log}")

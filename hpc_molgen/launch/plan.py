@@ -45,7 +45,7 @@ class Job:
 
 def plan_jobs(run: Run, site: SiteConfig, asked: Sequence[str]) -> list[Job]:
     """Return the jobs of the stages asked for that are not done, each to start when the one before it has ended well."""
-    todo = [stage for stage in asked if not run.is_done(stage)]
+    todo = [stage for stage in asked if not molecules.is_done(run, stage)]
     arrays = {stage: _array(run, site, stage) for stage in ARRAYS if stage in todo}
     arrays = {stage: n for stage, n in arrays.items() if n > 1}
     jobs: list[Job] = []

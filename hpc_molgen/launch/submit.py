@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc_molgen import preflight
+from hpc_molgen import molecules, preflight
 from hpc_molgen.config import RunConfig
 from hpc_molgen.errors import EnvironmentProblem, InputError
 from hpc_molgen.launch import local, submissions
@@ -78,7 +78,7 @@ def submit_stages(config: RunConfig, site: str, out: Path, stages: Sequence[str]
         submissions.refuse_while_active(out, submissions.read(out))
     stages = preflight.check_stages(config, stages)
     run = Run(out, config, Workers()) if dry_run else Run.create(out, config, Workers())
-    yield from (f"{stage:10s} done before with the same inputs" for stage in stages if run.is_done(stage))
+    yield from (f"{stage:10s} done before with the same inputs" for stage in stages if molecules.is_done(run, stage))
     jobs = plan_jobs(run, settings, stages)
     folder = Path(settings.folder).expanduser().absolute() if settings.folder else out / "submitit"
     # a new folder each time: job ids may start again on a cluster, and submitit would take old results for new ones

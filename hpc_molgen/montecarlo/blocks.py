@@ -14,7 +14,7 @@ from hpc_molgen import reweighting
 from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
 from hpc_molgen.montecarlo.torus_mixture import TorusMixture, fit_mixture
-from hpc_molgen.montecarlo.windows import Columns, Window, columns_of, internal_coordinates, mapped_positions
+from hpc_molgen.montecarlo.windows import Columns, Turn, Window, columns_of, internal_coordinates, mapped_positions
 from hpc_molgen.representations.internal import circular_mean
 from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.seeding import numpy_generator
@@ -163,15 +163,15 @@ class Block:
         columns = columns_of(system.topology, zmatrix, window, coordinates)
         torsions, values = coordinates[:, columns.torsions], coordinates[:, columns.stiff]
         angular = torch.tensor(columns.stiff) >= 2 * zmatrix.n_atoms - 3
-        mixture = fit_mixture(torsions, n_kernels, generator)
+        mixture = fit_mixture(torsions, n_kernels, generator, library.trajectory[rows])
         return cls(window, columns, mixture, Stiff.fit(values, angular, torsions))
 
     def propose(
-        self, coordinates: torch.Tensor, residues: Collection[int], refresh: float, generator: np.random.Generator
+        self, coordinates: torch.Tensor, turn: Turn, refresh: float, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Propose other values of the block for many copies of the molecule, of which those with residues in `residues` turn.
+        """Propose other values of the block for many copies of the molecule.
 
-        The torsions a of these residues are drawn from q given the window's other torsions. White stiff coordinates w go to
+        The torsions a that `turn` are drawn from q given the window's other torsions. White stiff coordinates w go to
         sqrt(1 - r^2) w + r xi: with r = 1 they are drawn anew, with r = 0 they are carried along as the torsions turn. The
         densities of a proposal and of its reverse then stand in the ratio of q(a) and, with r > 0, of the normal density of w
         (Cotter, Roberts, Stuart and White 2013, Stat. Sci. 28, 424).
@@ -179,7 +179,7 @@ class Block:
         Parameters
         ----------
         coordinates : torch.Tensor, shape=(n, 3N - 6)
-        residues : collection of int
+        turn : Turn
         refresh : float
             r, between 0 and 1.
         generator : np.random.Generator
@@ -192,7 +192,7 @@ class Block:
         """
         own = self.columns
         torsions = coordinates[:, own.torsions]
-        drawn = self.mixture.draw(torsions, own.of(residues)[0], generator)
+        drawn = self.mixture.draw(torsions, own.turned(turn), generator)
         log_ratio = self.mixture.log_density(torsions) - self.mixture.log_density(drawn)
         white = self.stiff.white(coordinates[:, own.stiff], torsions)
         if refresh > 0:

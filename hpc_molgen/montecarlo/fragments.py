@@ -20,14 +20,14 @@ from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.errors import InputError
 from hpc_molgen.montecarlo.blocks import Block
 from hpc_molgen.montecarlo.hamiltonian import HamiltonianMoves
-from hpc_molgen.montecarlo.windows import backbone_columns, internal_coordinates
+from hpc_molgen.montecarlo.windows import Turn, backbone_columns, internal_coordinates
 from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.seeding import numpy_generator
 from hpc_molgen.systems.base import MolecularSystem
 
 TUNING = 0.2  # share of the sweeps that tune and forget the starts, and are not kept
 FAR_DEG = 60.0
-Parts = Literal["windows", "residues", "both"]
+Parts = Literal["windows", "residues", "both", "all"]
 
 
 class Whole:
@@ -131,7 +131,8 @@ class Moves:
     Attributes
     ----------
     parts : str
-        "windows": all residues of a window turn at once; "residues": one of them, given the others; "both".
+        "windows": all residues of a window turn at once; "residues": one of them, given the others; "both"; "all": and the
+        backbone and the side chain of each of them by themselves, too.
     refresh : float
         Of the stiff coordinates of a window, see `Block.propose`.
     verlet_steps : int
@@ -145,24 +146,24 @@ class Moves:
 
 @dataclass
 class Tally:
-    """Proposals by the residues that turned: how many there were, were accepted, and were accepted and went far.
+    """Proposals by what turned: how many there were, were accepted, and were accepted and went far.
 
     Attributes
     ----------
     counts : dict
-        Residues -> np.ndarray of these three.
+        `Turn.name` -> np.ndarray of these three.
     """
 
-    counts: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def enter(self, residues: tuple[int, ...], accepted: np.ndarray, far: np.ndarray) -> None:
+    def enter(self, turn: Turn, accepted: np.ndarray, far: np.ndarray) -> None:
         """Count one proposal of every chain (n,)."""
         added = np.array([len(accepted), accepted.sum(), (accepted & far).sum()], dtype=np.float64)
-        self.counts[residues] = self.counts.get(residues, np.zeros(3)) + added
+        self.counts[turn.name] = self.counts.get(turn.name, np.zeros(3)) + added
 
-    def share(self, column: int) -> dict[tuple[int, ...], float]:
+    def share(self, column: int) -> dict[str, float]:
         """Share of the proposals that were accepted (1), or accepted and went far (2)."""
-        return {residues: float(found[column] / found[0]) for residues, found in self.counts.items()}
+        return {name: float(found[column] / found[0]) for name, found in self.counts.items()}
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ class Joined:
     coordinates : torch.Tensor, shape=(n_chains, 3N - 6)
         At the end.
     acceptance, far : dict
-        Shares of the proposals, by the residues that turned at once, over all windows that hold them; `far`: accepted, and phi
-        or psi of one of them changed by more than `FAR_DEG`.
+        Shares of the proposals by `Turn.name`, over all windows that have it; `far`: accepted, and phi or psi of a residue
+        changed by more than `FAR_DEG`.
     verlet_acceptance : float or None
     n_energies : int
         With those of Hamiltonian moves.
@@ -187,8 +188,8 @@ class Joined:
     angles_rad: np.ndarray
     log_target: np.ndarray
     coordinates: torch.Tensor
-    acceptance: dict[tuple[int, ...], float]
-    far: dict[tuple[int, ...], float]
+    acceptance: dict[str, float]
+    far: dict[str, float]
     verlet_acceptance: float | None
     n_energies: int
 
@@ -229,13 +230,13 @@ def run_joined(
         interrupts.check()
         counted = sweep >= n_tuning
         for block in blocks:
-            for residues in _turned(block, moves.parts):
-                proposal, log_ratio = block.propose(coordinates, residues, moves.refresh, generator)
+            for turn in turns_of(block, moves.parts):
+                proposal, log_ratio = block.propose(coordinates, turn, moves.refresh, generator)
                 proposed = whole.log_target(proposal)
-                log_uniform = torch.from_numpy(np.log(generator.random(len(value))))
+                log_uniform = torch.from_numpy(np.log1p(-generator.random(len(value))))
                 accepted = log_uniform < torch.nan_to_num(proposed - value + log_ratio, nan=-torch.inf)
                 if counted:
-                    tally.enter(residues, accepted.numpy(), whole.went_far(coordinates, proposal))
+                    tally.enter(turn, accepted.numpy(), whole.went_far(coordinates, proposal))
                 coordinates = torch.where(accepted[:, None], proposal, coordinates)
                 value = torch.where(accepted, proposed, value)
         if moves.verlet_steps:
@@ -253,11 +254,17 @@ def run_joined(
     return Joined(np.array(kept), np.array(values), coordinates, tally.share(1), tally.share(2), share, n_energies)
 
 
-def _turned(block: Block, parts: Parts) -> list[tuple[int, ...]]:
-    """Return which residues turn at once, one proposal after another."""
+def turns_of(block: Block, parts: Parts) -> list[Turn]:
+    """Return what turns at once, one proposal after another."""
     own = tuple(block.window.residues)
-    single = [(residue,) for residue in own] if parts != "windows" else []
-    return list(dict.fromkeys([*([own] if parts != "residues" else []), *single]))
+    asked = [] if parts == "residues" else [Turn(own)]
+    asked += [] if parts == "windows" else [Turn((residue,)) for residue in own]
+    if parts == "all":
+        asked += [Turn((residue,), part) for residue in own for part in ("backbone", "side chain")]
+    different: dict[tuple[int, ...], Turn] = {}
+    for turn in asked:  # what turns the same torsions, as of glycine, is proposed once
+        different.setdefault(tuple(block.columns.turned(turn)), turn)
+    return [turn for places, turn in different.items() if places]
 
 
 def resampled(coordinates: torch.Tensor, log_weight: np.ndarray, n: int, generator: np.random.Generator) -> torch.Tensor:

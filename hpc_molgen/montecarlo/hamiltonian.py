@@ -61,7 +61,7 @@ class HamiltonianMoves:
                 energy, force = self.batched.energies_and_forces(x)
                 velocity = velocity + 0.5 * dt_ps * force / masses
             change = (energy + _kinetic(masses, velocity) - before) / self.kt_kj_mol
-            accepted = np.log(generator.random(len(x))) < -np.nan_to_num(change, nan=np.inf)
+            accepted = np.log1p(-generator.random(len(x))) < -np.nan_to_num(change, nan=np.inf)
         moved = np.where(accepted[:, None, None], x, positions_nm)
         return moved - moved.mean(axis=1, keepdims=True), np.where(accepted, energy, first), accepted
 

@@ -11,7 +11,7 @@ import torch
 from hpc_molgen.angles import wrap_angle
 from hpc_molgen.errors import InputError
 
-WIDTHS_DEG = (8.0, 11.0, 15.0, 20.0, 28.0)  # of kernels, of which held-out conformations choose
+WIDTHS_DEG = (8.0, 11.0, 15.0, 20.0, 28.0, 40.0)  # of kernels, of which held-out conformations choose
 UNIFORM = 0.05
 CHUNK = 512  # points whose kernels are in memory at once
 
@@ -93,15 +93,19 @@ class TorusMixture:
         return result
 
 
-def fit_mixture(angles: torch.Tensor, n_kernels: int, generator: np.random.Generator) -> TorusMixture:
-    """Put kernels on conformations; those that get none choose the width, by their mean ln density.
+def fit_mixture(
+    angles: torch.Tensor, n_kernels: int, generator: np.random.Generator, trajectories: np.ndarray | None = None
+) -> TorusMixture:
+    """Put kernels on conformations; those of other trajectories choose the width, by their mean ln density.
 
     Parameters
     ----------
     angles : torch.Tensor, shape=(n, d)
         Equally weighted.
     n_kernels : int
-        At most half of the conformations become centres while the width is chosen, then as many as this.
+        At most.
+    trajectories : np.ndarray, shape=(n,), optional
+        None, or one for all: the conformations are independent, and halves of them are drawn.
 
     Raises
     ------
@@ -112,9 +116,11 @@ def fit_mixture(angles: torch.Tensor, n_kernels: int, generator: np.random.Gener
         raise InputError(
             f"{len(angles)} conformations cannot tell a density of torsions from another: four are needed at least"
         )
-    order = torch.from_numpy(generator.permutation(len(angles)))
-    half = min(n_kernels, len(angles) // 2)
-    first, rest = angles[order[:half]], angles[order[half : 2 * half]]
+    order = generator.permutation(len(angles))
+    groups = np.arange(len(angles)) if trajectories is None or len(np.unique(trajectories)) < 2 else trajectories
+    numbers = generator.permutation(np.unique(groups))
+    first = np.isin(groups[order], numbers[: len(numbers) // 2])
+    centres, rest = (angles[torch.from_numpy(order[inside][:n_kernels])] for inside in (first, ~first))
     kappas = [1 / math.radians(width) ** 2 for width in WIDTHS_DEG]
-    scores = [float(TorusMixture(first, kappa).log_density(rest).mean()) for kappa in kappas]
-    return TorusMixture(angles[order[:n_kernels]], kappas[int(np.argmax(scores))])
+    scores = [float(TorusMixture(centres, kappa).log_density(rest).mean()) for kappa in kappas]
+    return TorusMixture(angles[torch.from_numpy(order[:n_kernels])], kappas[int(np.argmax(scores))])

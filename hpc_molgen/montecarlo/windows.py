@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,19 @@ class Window:
         return range(self.first, self.first + self.n)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Which torsions of a window turn at once: those of some residues; of them all, or of "backbone" or "side chain" alone."""
+
+    residues: tuple[int, ...]
+    part: Literal["all", "backbone", "side chain"] = "all"
+
+    @property
+    def name(self) -> str:
+        """In words: "1-2", "3, backbone"."""
+        return "-".join(map(str, self.residues)) + ("" if self.part == "all" else f", {self.part}")
+
+
 def windows_of(n_residues: int, n: int) -> list[Window]:
     """Return all windows of `n` residues, each one residue further than the one before."""
     if not 1 <= n <= n_residues:
@@ -54,6 +67,8 @@ class Columns:
         That may turn about their bond: backbone and side chain.
     owners : list of int
         The residue of each of them.
+    backbone : list of bool
+        Whether it is phi or psi.
     stiff : list of int
         All other coordinates of the same atoms, but those of rings and those that turn methyl groups: these stay.
     stiff_owners : list of int
@@ -61,6 +76,7 @@ class Columns:
 
     torsions: list[int]
     owners: list[int]
+    backbone: list[bool]
     stiff: list[int]
     stiff_owners: list[int]
 
@@ -68,6 +84,11 @@ class Columns:
         """Places of the torsions, and of the stiff coordinates, that belong to some residues."""
         turned, moved = ([k for k, owner in enumerate(own) if owner in residues] for own in (self.owners, self.stiff_owners))
         return turned, moved
+
+    def turned(self, turn: Turn) -> list[int]:
+        """Places of the torsions that turn."""
+        asked = {"all": (True, False), "backbone": (True,), "side chain": (False,)}[turn.part]
+        return [k for k in self.of(turn.residues)[0] if self.backbone[k] in asked]
 
 
 def internal_coordinates(zmatrix: ZMatrix, positions_nm: torch.Tensor) -> torch.Tensor:
@@ -165,4 +186,4 @@ def columns_of(topology: mdtraj.Topology, zmatrix: ZMatrix, window: Window, coor
         elif not bond_in_ring:
             stiff.append((column, owner))
     (columns, owners), (others, of_others) = (map(list, zip(*found, strict=True)) for found in (torsions, sorted(stiff)))
-    return Columns(columns, owners, others, of_others)
+    return Columns(columns, owners, [column in backbone for column in columns], others, of_others)

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 FEWEST_BEADS = 4  # of a torsion, without which there is no handedness
 MOST_BEADS = 150  # 11,175 pairs, whose covariance takes 1 GB
 SHARE_KEPT = 0.999  # of the variance: what is left of distances is about a bond's thermal vibration (0.007 nm)
-NOISE = 0.1  # of a surrogate, relative to what a distance varies by: decides which of its distances are believed
+NOISE = 0.2  # of a surrogate, relative to what a distance varies by: decides which of its distances are believed
 FLOOR_NM = 0.003  # no distance is known better
 SHORTEST_NM = 0.1  # beads nearer than this are no chain: what features say of them counts as this
+SLACK = 0.95  # times the least distance of two beads in the frames: nearer ones clash
 SATURATED = 0.01  # contacts nearer than this to 0 or 1 bound the distance, and do not tell it
 FEW_BOUND = 0.1  # weight of such a bound, over that of a distance that is told as badly as one at the bound
 CHUNK = 4096  # frames that are encoded at once
@@ -79,7 +80,7 @@ class DistanceRepresentation(Representation):
         "pairs" (n_pairs, 2); "mean", "spread" (standard deviation), "lost" (that of what components leave out), each
         (n_pairs,), of the values of the training frames; "axes" (n_pairs, n_features) and "scale" (n_features,) of the
         components; "bonds" (n_bonds,), columns of the pairs that are bonded, "bond_nm", "bond_spread_nm" (n_bonds,);
-        "handedness".
+        "nearest_nm" (n_pairs,), least distances in the frames; "handedness".
     """
 
     name = "distance"
@@ -123,6 +124,7 @@ class DistanceRepresentation(Representation):
             measure,
             found
             | {"pairs": pairs, "bonds": bonds, "bond_nm": bond_nm, "bond_spread_nm": (share @ (lengths - bond_nm) ** 2).sqrt()}
+            | {"nearest_nm": torch.stack([pair_distances_nm(part, pairs).amin(0) for part in torch.split(x, CHUNK)]).amin(0)}
             | {"handedness": learn_handedness(x, share)},
         )
 
@@ -145,10 +147,19 @@ class DistanceRepresentation(Representation):
         variance = (self.tensors["lost"].square() + (NOISE * self.tensors["spread"]).square()) * slope.square() + FLOOR_NM**2
         weight = torch.where(lower < upper, FEW_BOUND, 1.0) / variance
         self._with_bonds(lower, upper, weight)
-        weight = weight / weight.mean(1, keepdim=True)
-        low, high, weights = (as_matrix(value, self.tensors["pairs"], self.n_beads) for value in (lower, upper, weight))
-        start = classical_scaling(torch.maximum(shortest_paths(high), low))
-        return right_handed(majorise(start, low, high, weights), self.tensors["handedness"])
+        nearest = SLACK * self.tensors["nearest_nm"]
+        low, high, weights = (
+            as_matrix(value, self.tensors["pairs"], self.n_beads)
+            for value in (torch.maximum(lower, nearest), torch.maximum(upper, nearest), FLOOR_NM**2 * weight)
+        )
+        relaxed = majorise(classical_scaling(torch.maximum(shortest_paths(high), low)), low, high, weights)
+        clash = pair_distances_nm(relaxed, self.tensors["pairs"]) < nearest
+        if clash.any():  # beads far nearer than in any frame: that they keep apart is as certain as a bond
+            apart = as_matrix(clash.double(), self.tensors["pairs"], self.n_beads) > 0
+            bound = as_matrix(nearest[None], self.tensors["pairs"], self.n_beads).expand_as(low)
+            low, high = torch.where(apart, bound, low), torch.where(apart, torch.inf, high)
+            relaxed = majorise(relaxed, low, high, torch.where(apart, 1.0, weights))
+        return right_handed(relaxed, self.tensors["handedness"])
 
     def _with_bonds(self, lower_nm: torch.Tensor, upper_nm: torch.Tensor, weight: torch.Tensor) -> None:
         """Enter into distances (n, n_pairs) what is known of bonds: the mean of two estimates, by their precision."""

@@ -40,7 +40,7 @@ def test_smoke_run_writes_a_complete_record(smoke: Path) -> None:
     few = json.loads((shared / "molecules" / "VAL-few-shot" / "train" / "done.json").read_text())["details"]
     assert few["steps"] == 5 and few["n_items"] == 20  # 4 ps of two walkers, a frame each 0.2 ps
     names = [row["name"] for row in record["targets"]]
-    assert len(names) == 4 and any("median ESS" in name for name in names)
+    assert len(names) == 5 and any("median ESS" in name for name in names)
 
 
 def _row(name: str, ess: float, n: int = 1000, **changes: float) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def test_weights_that_are_not_certified_save_nothing() -> None:
     assert math.isinf(tables.cost_of(bad, 1000))
     whole = tables.totals(results)
     assert whole["left_to_md"] == 1 and whole["saved_cpu_s"] == pytest.approx((55 - 4.5) / 2)
+    assert math.isinf(tables.strict_ratio(bad)) and tables.strict_ratio(results["unseen"][0]["methods"]["zero-shot"]) == 2.0
     assert "no certified weights for VAL" in tables.record_of(results, "laptop")["answer"][1]
     dear = copy.deepcopy(results)
     dear["unseen"][0]["methods"]["zero-shot"]["sample_cpu_s"] = 1.0

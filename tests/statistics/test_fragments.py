@@ -12,7 +12,7 @@ from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import BatchedDynamics
 from hpc_molgen.efficiency.suites.tempering import CONVERGED_KT, free_energy
-from hpc_molgen.ensemble import Ensemble
+from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.montecarlo.blocks import Block
 from hpc_molgen.montecarlo.fragments import Moves, Whole, join, resampled, run_joined
@@ -127,7 +127,7 @@ def test_overlapping_windows_have_the_target_as_their_stationary_distribution(re
     assert (np.abs(raw - exact[:4]) > 10 * error[:4]).all()  # of the library: the moves have done it
     if refresh:  # 128 independent bonds: their variance is known to sqrt(2 / 128) of itself
         assert lengths.var() == pytest.approx(SPREAD_NM**2, rel=4 * math.sqrt(2 / 128))
-    assert all(share > 0.01 for share in found.acceptance.values()) and set(found.acceptance) == {(1,), (2,), (1, 2)}
+    assert all(share > 0.01 for share in found.acceptance.values()) and set(found.acceptance) == {"1", "2", "1-2"}
 
 
 def test_a_biased_library_gives_the_converged_free_energy():
@@ -226,13 +226,15 @@ def test_a_mixture_draws_what_its_density_says():
     assert ((counts - expected) ** 2 / expected).sum() < 6 + 5 * math.sqrt(12)
 
 
-def test_weights_of_a_library_are_used_and_faults_are_named():
+def test_weights_of_a_library_are_used_and_faults_are_named(tmp_path):
+    """The library is a file, as `correct` writes one of weighted samples of a surrogate."""
     system = peptide("ALA")
     whole, library = Whole(system), made_up(peptide("ALA"), 1)
     phi = whole.backbone_rad(whole.coordinates(library.positions_nm))[:, 0, 0]
     one_sided = Ensemble.create(system, library.positions_nm, log_weight=np.where(phi > 0, 0.0, -np.inf))
+    write_ensemble(tmp_path / "weighted.h5", one_sided, system, seed=1)
     window = windows_of(1, 1)[0]
-    block = Block.fit(system, whole.zmatrix, window, system, one_sided, 1)
+    block = Block.fit(system, whole.zmatrix, window, system, read_ensemble(tmp_path / "weighted.h5", system), 1)
     assert isinstance(block.mixture, TorusMixture) and (block.mixture.centres[:, 0] > 0).all()
     drawn, _ = join(whole, [block], 500, np.random.default_rng(2))
     histogram = ramachandran_histogram(whole.backbone_rad(drawn)[:, 0], bins=2)

@@ -75,7 +75,8 @@ def test_frames_come_back_folded_and_unfolded(cage: MolecularSystem, frames: tup
         assert part.sum() > 50
         assert float((away < as_mirror)[part].double().mean()) > 0.98  # of a hundred frames one may be wrong
     kept = torch.minimum(away, as_mirror)
-    assert float(kept.median()) < {"distances": 0.01, "contacts": 0.03}[of]
+    # components leave out 0.1 % of the variance: of distances whose deviation is 0.35 nm that is 0.011 nm; twice that is wrong
+    assert float(kept.median()) < {"distances": 0.022, "contacts": 0.044}[of]
     assert float((bond_lengths(back) - bond_lengths(x)).square().mean().sqrt()) < 0.01
     figures = representation.round_trip(frames[1])
     assert figures["right_handed"] == pytest.approx(float((away <= as_mirror).double().mean()))
@@ -97,7 +98,8 @@ def test_features_know_no_motion_and_no_mirror(plain: DistanceRepresentation, fr
 
 
 def test_all_components_lose_nothing(cage: MolecularSystem, frames: tuple[np.ndarray, np.ndarray]) -> None:
-    representation, x = fitted(cage, frames[0], components=190), torch.as_tensor(frames[1][:100])
+    both = np.concatenate(frames)  # in which no frame has beads nearer to each other than any other
+    representation, x = fitted(cage, both, components=190), torch.as_tensor(frames[1][:100])
     back, _ = representation.decode(representation.encode(x))
     assert float(torch.minimum(superposed_rmsd_nm(back, x), superposed_rmsd_nm(back, x * MIRROR)).max()) < 0.01
     few = fitted(cage, frames[0], components=20).round_trip(frames[1])
@@ -140,8 +142,9 @@ def test_majorisation_lowers_the_stress_to_a_known_minimum() -> None:
     lower, upper = exact.clone(), exact.clone()
     lower[:, 0, 7] = lower[:, 7, 0] = 0.5 * exact[:, 0, 7]
     upper[:, 0, 7] = upper[:, 7, 0] = torch.inf
-    free = majorise(classical_scaling(torch.maximum(shortest_paths(upper), lower)), lower, upper, weight, 3000)
-    torch.testing.assert_close(torch.cdist(free, free), exact, atol=1e-2, rtol=0)
+    near = x + 0.05 * torch.randn(x.shape, dtype=torch.float64, generator=generator)  # the stress has other minima far away
+    free = majorise(near, lower, upper, weight, 1000)  # the others fix that distance
+    torch.testing.assert_close(torch.cdist(free, free), exact, atol=1e-3, rtol=0)
 
 
 def test_shortest_paths_fill_what_is_not_known() -> None:
@@ -181,7 +184,7 @@ def test_a_file_keeps_every_bit(
 
 def test_other_molecules_and_gradients_are_refused(cage: MolecularSystem, plain: DistanceRepresentation) -> None:
     peptide = load_system(SystemConfig(name="alanine-dipeptide"))
-    with pytest.raises(InputError, match="one bead for each residue.*22 atoms in 3 residues"):
+    with pytest.raises(InputError, match=r"one bead for each residue.*22 atoms in 3 residues"):
         bead_bonds(peptide)
     config = load_config(
         "trp-cage-distance", ["system.name=alanine-dipeptide", "reference.timestep_fs=1", "farm.timestep_fs=1"]
@@ -189,7 +192,7 @@ def test_other_molecules_and_gradients_are_refused(cage: MolecularSystem, plain:
     with pytest.raises(InputError, match="one bead for each residue"):
         preflight.check(config, peptide)
     short = MolecularSystem("three", chain_topology(["ALA"] * 3), cage.system_xml, cage.positions_nm[:3], 300.0)
-    with pytest.raises(InputError, match="4 to 150 beads.*three has 3"):
+    with pytest.raises(InputError, match=r"4 to 150 beads.*three has 3"):
         bead_bonds(short)
     assert bead_bonds(cage) == [(i, i + 1) for i in range(19)]
     features = torch.zeros(1, plain.n_features)

@@ -74,7 +74,7 @@ def test_a_conformation_does_not_depend_on_the_others(glycine: RelaxedRepresenta
 
 
 def test_the_shift_to_the_relaxed_structure_has_unit_jacobian(glycine: RelaxedRepresentation) -> None:
-    """By central differences of all 51 coordinates, against the determinant 1 of a map whose shift depends on torsions alone."""
+    """By central differences of all 51 coordinates: the determinant of a map whose shift depends on torsions alone is 1."""
     point, step = drawn(glycine, 1, 3)[0], 1e-5
 
     def inner(features: torch.Tensor) -> torch.Tensor:

@@ -37,8 +37,8 @@ class RunReport:
 
     @property
     def of_structures(self) -> bool:
-        """Whether the surrogate makes structures, which have weights and break-even points, and no trajectories."""
-        return "findings" not in self.data
+        """Whether it is of one molecule, and the surrogate makes structures, which have weights and break-even points."""
+        return not {"findings", "molecules"} & self.data.keys()
 
 
 @dataclass(frozen=True)

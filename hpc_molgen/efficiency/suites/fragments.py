@@ -87,8 +87,8 @@ SIZES = {
         CageSettings(Fold("GPSS", "G-P-S-S", (-80.0,) * 4, (140.0,) * 4), Tempering(4, 4, 1.0), 8, 3, 32, 0.2),
     ),
     "laptop": Settings(
-        "A-A-A-A", 3, WAYS, Tempering(8, 4, 100.0), Tempering(16, 5, 1000.0, discarded=0.25), (16, 5), 20_000, 128, 250, 100,
-        CageSettings(TRP_CAGE, Tempering(4, 4, 20.0), 32, 15, 256, 1.0),
+        "A-A-A-A", 3, WAYS, Tempering(8, 4, 100.0), Tempering(16, 5, 800.0, discarded=0.25), (16, 5), 20_000, 256, 150, 60,
+        CageSettings(TRP_CAGE, Tempering(4, 4, 20.0), 32, 6, 256, 1.0),
     ),
     "cluster": Settings(
         "A-A-A-A", 5, WAYS, Tempering(32, 4, 400.0), Tempering(32, 5, 20_000.0, discarded=0.1), (16, 5), 50_000, 512, 1000, 400,
@@ -165,8 +165,8 @@ def _joined(
     with costs.stage(f"moves of the whole, {way.name}"):
         chains = run_joined(whole, blocks, starts, n_sweeps, derive_seed(seed, "chains"), way.moves)
     facts = {
-        "acceptance": tables.by_residues(chains.acceptance),
-        "far": tables.by_residues(chains.far),
+        "acceptance": chains.acceptance,
+        "far": chains.far,
         "verlet_acceptance": chains.verlet_acceptance,
         "energies_per_cpu_s": chains.n_energies / (watch.cpu_s - before),
     }

@@ -19,7 +19,6 @@ from hpc_molgen.config import SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import BatchedDynamics, minimise
 from hpc_molgen.dynamics.modified import modified_system
-from hpc_molgen.efficiency.suites.fragments_tables import by_residues
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.ensemble import Ensemble
 from hpc_molgen.montecarlo.blocks import Block
@@ -183,7 +182,7 @@ def _from_start(
 ) -> dict[str, Any]:
     """Run fragment moves, then molecular dynamics for as long, from the same structures."""
     watch, starts = Stopwatch(), whole.coordinates(positions_nm)
-    chains = run_joined(whole, blocks, starts, settings.n_sweeps, seed, Moves())
+    chains = run_joined(whole, blocks, starts, settings.n_sweeps, seed, Moves("all"))
     cpu_s = watch.cpu_s
     own = _judged(whole, positions_nm, whole.positions_nm(chains.coordinates)[0], cpu_s)
     watch, dynamics = Stopwatch(), _dynamics(whole.system, positions_nm, seed)
@@ -191,8 +190,8 @@ def _from_start(
     other = _judged(whole, positions_nm, dynamics.positions_nm.astype(np.float64), watch.cpu_s)
     other["ps_per_copy"] = dynamics.n_steps * TIMESTEP_FS * 1e-3
     return {
-        "acceptance": by_residues(chains.acceptance),
-        "far": by_residues(chains.far),
+        "acceptance": chains.acceptance,
+        "far": chains.far,
         "verlet_acceptance": chains.verlet_acceptance,
         "moves": own,
         "md": other,

@@ -81,8 +81,9 @@ SIZES = {
     "laptop": Settings(assignments=("correct.n_structures=10", "correct.method=weights")),
     "cluster": Settings(
         assignments=(
-            "correct.n_structures=10", "correct.method=weights", "reference.n_walkers=96", "reference.production_ps=1000", "train.n_steps=20000",
-            "train.batch_size=2048", "surrogate.hidden=192", "surrogate.width=128", "sample.n_samples=200000",
+            "correct.n_structures=10", "correct.method=weights", "reference.n_walkers=96", "reference.production_ps=1000",
+            "train.n_steps=20000", "train.batch_size=2048", "surrogate.hidden=192", "surrogate.width=128",
+            "sample.n_samples=200000",
         ),
         energies=(200_000, 2000), n_rounds=6, n_draws=10_000,
         scratch=("surrogate={name: diffusion, hidden: 256, depth: 3}", "train.n_steps=20000"),

@@ -18,16 +18,18 @@ QUESTION = (
 )
 NOTES = [
     "Zero-shot: the shared surrogate as it is; the residue gives its force field alone, by which stiff coordinates are "
-    "relaxed and scaled. Few-shot: tuned on plain MD of 100 ps. Own energies: one round of training on its own weighted samples, no MD. "
-    "From scratch: a diffusion of all internal coordinates, trained on the training half of that residue's MD. MD: parallel "
-    "tempering, of which all else is judged by the held-out half.",
+    "relaxed and scaled. Few-shot: tuned on plain MD of 100 ps. Own energies: one round of training on its own weighted "
+    "samples, no MD. From scratch: a diffusion of all internal coordinates, trained on the training half of that residue's "
+    "MD. MD: parallel tempering in the batched engine at 1 fs, flexible, of which all else is judged by the held-out half; "
+    "no bias, longer step or heavier hydrogen was tried, which a residue may gain a factor of two or so from.",
     "Divergences from held-out MD: Jensen-Shannon in nats, 60 x 60 bins for (phi, psi) and 100 for each chi (their mean); the "
-    "noise floor is that of training MD, and both are thinned to the same Kish size. ESS is Kish's of unclipped importance "
-    "weights, without annealing. Effective samples count by the state (basins of the backbone, rotamers of each chi; of 2 % at "
-    "least) for which they are fewest: of weights p(1-p)/var(p), of MD with its correlation in time.",
+    "noise floor is that of training MD, and both are thinned to the same Kish size; beside it that of all training frames. "
+    "ESS is Kish's of unclipped importance weights, without annealing. Effective samples count by the state (basins of the "
+    "backbone, rotamers of each chi; of 2 % at least) for which they are fewest: of weights p(1-p)/var(p), of MD with its "
+    "correlation in time.",
     "CPU seconds, start-up of processes in the stages' costs included. Cost of n effective samples: setup and data, then n "
-    "times the cost of a sample (with ln q and energy) over its worth; MD: equilibration, then n times that of an effective sample. "
-    "Weights with k-hat above 0.7 are not certified, and their costs are not compared.",
+    "times the cost of a sample (with ln q and energy) over its worth; MD: equilibration, then n times that of an effective "
+    "sample. Weights with k-hat above 0.7 are not certified: their costs and ratios are not compared.",
 ]
 
 
@@ -84,6 +86,15 @@ def totals(results: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def strict_ratio(row: dict[str, Any]) -> float:
+    """Divergence of (phi, psi) of corrected samples over the floor of all training MD; infinite without certified weights.
+
+    Thinned to the Kish size of weights that are worth nothing, training MD is as far from held-out MD as anything: so weights
+    have to be certified, and the floor that all frames set is not eased by their number.
+    """
+    return float(row["corrected_phi_psi"]["divergence"] / row["raw_phi_psi"]["floor"]) if certified(row) else math.inf
+
+
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.median(known)) if len(known) == len(values) and known else None
@@ -92,15 +103,15 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     zero = [row["methods"][ZERO] for row in results["unseen"]]
     slower = [1 / row["speed"][ZERO]["ratio_cpu"]["mean"] for row in results["unseen"]]
-    ratio, ess = (
-        _median([row["corrected_phi_psi"]["ratio"] for row in zero]),
-        _median([100 * row["ess_fraction"] for row in zero]),
-    )
+    ess = _median([100 * row["ess_fraction"] for row in zero])
+    equal = float(np.median([row["corrected_phi_psi"]["ratio"] if certified(row) else math.inf for row in zero]))
+    strict = float(np.median([strict_ratio(row) for row in zero]))
     whole = totals(results)
     n = whole["n_molecules"]
     share = whole["surrogate_cpu_s"] / whole["md_cpu_s"] if whole["md_cpu_s"] > 0 else None
     return [
-        target("unseen residues, corrected: median divergence of (phi, psi) / noise floor", "<= 2", ratio, ratio),
+        target("unseen residues, corrected: median divergence of (phi, psi) / floor of as many frames", "<= 2", equal, equal),
+        target("the same / floor of all training frames, however few samples count", "<= 2", strict, strict),
         target("unseen residues: median ESS / %", ">= 10", ess, ess),
         target(f"{n} molecules by the surrogate, all costs, over {n} runs of MD of equal accuracy", "<= 1", share, share),
         target(
@@ -145,6 +156,11 @@ def _sentences(results: dict[str, Any]) -> list[str]:
     return found
 
 
+def _if_certified(row: dict[str, Any], value: float | None) -> float | None:
+    """A ratio to a floor as small as weights that count for nothing would always be near one."""
+    return value if certified(row) else None
+
+
 def _ratio(row: dict[str, Any], name: str) -> float | None:
     return row[name]["ratio"] if name in row else None
 
@@ -153,15 +169,16 @@ def _quality(results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [
         [
             row["name"], kind, own["corrected_phi_psi"]["floor"], own["raw_phi_psi"]["divergence"], _ratio(own, "raw_phi_psi"),
-            own["corrected_phi_psi"]["divergence"], _ratio(own, "corrected_phi_psi"), _ratio(own, "raw_chi"),
-            _ratio(own, "corrected_chi"), 100 * own["ess_fraction"], own["k_hat"],
+            own["corrected_phi_psi"]["divergence"], *(_if_certified(own, value) for value in (
+                _ratio(own, "corrected_phi_psi"), strict_ratio(own))), _ratio(own, "raw_chi"),
+            _if_certified(own, _ratio(own, "corrected_chi")), 100 * own["ess_fraction"], own["k_hat"],
         ]
         for row in results["unseen"]
         for kind, own in row["methods"].items()
     ]  # fmt: skip
     columns = [
         "residue", "surrogate", "floor of (phi, psi)", "raw", "raw / its floor", "corrected", "corrected / floor",
-        "chi, raw / its floor", "chi, corrected / floor", "ESS / %", "k-hat",
+        "corrected / floor of all MD", "chi, raw / its floor", "chi, corrected / floor", "ESS / %", "k-hat",
     ]  # fmt: skip
     return [
         {
