@@ -48,6 +48,7 @@ def finish(run: Run, *stages: str, **details: Any) -> None:
     for stage in stages:
         record = {"fingerprint": run.fingerprint(stage), "details": details, "provenance": provenance()}
         write_json(run.path(stage, "done.json"), record)
+        write_json(run.path(stage, "inputs.json"), {"fingerprint": record["fingerprint"]})
 
 
 def created(folder: Path, *stages: str, **other: Any) -> Run:
