@@ -193,6 +193,8 @@ def _taught(run: Run, representation: Representation, level: float) -> list[Bloc
     own = load_representation(teacher.path("featurize", "representation.safetensors"), run.system)
     surrogate = load_surrogate(teacher.path("train", "surrogate.safetensors"), run.system.key)
     sampling = teacher.config.sample
+    if own.density == "none":
+        raise InputError(f"refine.teacher: its representation '{own.name}' has no density, so its samples have no weights")
     if not surrogate.has_log_density or not sampling.log_density or sampling.sampler == "ancestral":
         raise InputError("refine.teacher: its samples come without ln q (see its section 'sample'), so they have no weights")
 

@@ -46,7 +46,7 @@ def _add_up(rows: list[dict[str, Any]], own: list[list[dict[str, Any]]]) -> None
         n_done = sum(part["state"] == "done" for part in parts)
         if row["state"] == "done" and n_done < len(parts):
             row["state"] = "out of date"
-        if row["state"] not in ("done", "waiting") and row["progress"] is None:
+        if row["state"] in ("running", "failed", "interrupted") and row["progress"] is None:
             row["progress"] = sum(1.0 if part["state"] == "done" else part["progress"] or 0.0 for part in parts) / len(parts)
             row["rate"] = f"{n_done} of {len(parts)} molecules"
 
