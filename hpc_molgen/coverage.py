@@ -125,7 +125,7 @@ def check_coverage(run: Run, weighted: Ensemble, held_out: Ensemble, moved: Ense
 def _why_not(run: Run) -> str:
     """Return why ln w of MD frames means nothing or is not wanted; "" where it does."""
     if reason := datasets.why_unweighted(run):
-        return f"the run has no importance weights: {reason}"
+        return f"the run has no importance weights, as {reason}"
     if not run.config.correct.check_frames:
         return "correct.check_frames is 0"
     if not _weights_are_of_the_molecule(run):

@@ -179,7 +179,7 @@ def why_unweighted(run: Run) -> str:
     found = run.details("featurize")
     if found.get("density") == "none":
         name = run.config.representation.name
-        return f"the representation '{name}' has no density of conformations ({found['density_note']})"
+        return f"the representation '{name}' has no density of conformations: {found['density_note']}"
     return "" if run.config.correct.weights else "correct.weights is false"
 
 

@@ -131,6 +131,10 @@ def run_molecules(run: Run, stages: Sequence[str], run_stages: Stages, *, again:
     with run.lock():
         if not again:  # what is only written again may have other prices, which are nobody's configuration
             runs = [Run.create(one.directory, one.config, one.workers) for one in runs]
+        if shares_surrogate(run.config):
+            taught = [one.config.name for one in learners(run, runs)]
+            unseen = [one.config.name for one in runs if one.config.name not in taught]
+            log.info("the shared surrogate learns from %s; unseen: %s", ", ".join(taught), ", ".join(unseen) or "none")
         if "reference" in stages:
             _check_all(run, runs)
         for name in stages:
@@ -248,7 +252,7 @@ def train_shared(run: Run, seen: Sequence[Run]) -> dict[str, Any]:
 
     from hpc_molgen.representations.base import load_representation
     from hpc_molgen.seeding import derive_seed
-    from hpc_molgen.surrogates.diffusion.transferable import EVERYWHERE, TransferableDiffusion
+    from hpc_molgen.surrogates.diffusion.transferable import EVERYWHERE, TransferableDiffusion, constant_features
     from hpc_molgen.training.stage import ABOUT_TUNING, train_on
 
     config = run.config.surrogate
@@ -263,7 +267,8 @@ def train_shared(run: Run, seen: Sequence[Run]) -> dict[str, Any]:
     sizes = config.model_dump(exclude={"name", *ABOUT_TUNING})
     residues = sorted({kind for graph in graphs for kind in graph.residue_types()})
     torch.manual_seed(derive_seed(run.config.seed, "surrogate"))
-    surrogate = TransferableDiffusion([graph.as_dict() for graph in graphs], 0, residues, **sizes)
+    constant = constant_features(graphs)
+    surrogate = TransferableDiffusion([graph.as_dict() for graph in graphs], 0, residues, constant, **sizes)
     train, held_out = (_joined(seen, representations, surrogate.n_torus, side) for side in (0, 1))
     figures = train_on(run, surrogate, run.config.train, train, held_out, EVERYWHERE)
     return figures | {"molecules": [one.config.name for one in seen], "train_cpu_s": watch.cpu_s} if figures else {}

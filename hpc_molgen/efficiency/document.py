@@ -70,7 +70,7 @@ def target_note(diagnostics: dict[str, Any]) -> str:
     """Return what every table says about the weights."""
     doubt = doubt_of(diagnostics)
     if not diagnostics["weighted"]:
-        return f"No importance weights exist in this run: {doubt}. Generated samples are raw."
+        return f"No importance weights exist in this run, as {doubt}. Generated samples are raw."
     of_paths = diagnostics.get("density") == "path"
     paths = " Path weights: of the whole stochastic path of a sample, not of its ln q." if of_paths else ""
     estimates = f" The weights are estimates, which are never certified: {doubt}." if doubt else ""
@@ -99,6 +99,7 @@ def key_figures(run: Run, results: Results) -> list[tuple[str, str]]:
         for row in findings.divergences
         if " x " in row.observable and row.label == (evidence.corrected or evidence.raw).label
     ]
+    rows += raw_report.key_figures(results.observables)
     rows.append((share(evidence.diagnostics["failed_fractions_of_structures"]["any"]), "of the PDB files fail a check"))
     total = sum(cost.cpu_s for cost in results.costs.stages)
     rows.append((f"{number(total / 60)} CPU min", f"for all stages of the run '{run.config.name}'"))
@@ -163,7 +164,8 @@ def _conformations(run: Run, results: Results) -> Section:
     sizes = f"{len(evidence.held_out):,} frames, {len(evidence.raw):,} samples"
     if len(evidence.torsions.names) == 2:
         pictures.append(Picture("maps", (
-            f"({cv}, {evidence.torsions.names[1]}) of held-out MD, raw and corrected samples ({sizes}), 60 x 60 bins on one "
+            f"({cv}, {evidence.torsions.names[1]}) of held-out MD, raw{' and corrected' if evidence.corrected else ''} samples "
+            f"({sizes}), 60 x 60 bins on one "
             f"scale; white: not visited. "
             "The maps go on beyond the dashed lines at ±180 degrees: a trench or a ridge along them would be an artefact."
         )))  # fmt: skip
@@ -190,9 +192,10 @@ def _divergences(results: Results) -> Section | None:
     if not findings.divergences:
         return None
     bias = " The bias makes the Kish size of MD smaller than its number of frames." if evidence.is_biased else ""
+    smaller = "Corrected samples have an ESS below N, so set" if evidence.corrected else "Set"
     note = (
         f"Jensen-Shannon divergence from held-out MD ({len(evidence.held_out):,} frames, ESS {evidence.held_out.ess:,.0f}), "
-        f"at most ln 2 = 0.693. Corrected samples have an ESS below N, so set and floor are "
+        f"at most ln 2 = 0.693. {smaller} and floor are "
         "compared at equal size: both thinned at random to the smaller Kish size of the two (mean of 5). Noise floor: "
         "training half against held-out half of "
         f"the MD, split by trajectory. A ratio below 1 is possible: frames of MD are correlated in time, samples are not.{bias}"
@@ -225,7 +228,7 @@ def _energies_and_weights(results: Results) -> Section:
         shown.append(tables.weights(evidence.diagnostics))
     else:
         reason = doubt_of(results.evidence.diagnostics)
-        text.append(f"This run has no importance weights: {reason}. Nothing here is corrected to the Boltzmann distribution.")
+        text.append(f"This run has no importance weights, as {reason}. Nothing is corrected to the Boltzmann distribution.")
     return Section("Energies and weights", tuple(text), tuple(pictures), tuple(shown))
 
 

@@ -88,7 +88,8 @@ def _samples(results: Results) -> list[LeftOut]:
         )
     failed, written = (diagnostics[f"failed_fractions_of_{name}"] for name in ("samples", "structures"))
     if failed["any"] > 0:
-        why = f"kept, as weights decide; of the PDB files {share(written['any'])} fail one and are marked so in their manifest"
+        kept = "kept, as weights decide" if diagnostics["weighted"] else "kept, as there are no weights to decide"
+        why = f"{kept}; of the PDB files {share(written['any'])} fail one and are marked so in their manifest"
         rows.append(LeftOut("samples that fail a check of structures", share(failed["any"]), why))
     unread = results.evidence.structures["n_files"] - results.evidence.structures["n_read"]
     if unread:
@@ -96,7 +97,7 @@ def _samples(results: Results) -> list[LeftOut]:
     islands = diagnostics.get("annealed", {}).get("failures", [])
     rows += _grouped("islands of moved samples", islands, "not at the Boltzmann distribution")
     if not diagnostics["weighted"]:
-        rows.append(LeftOut("corrected samples", "all", f"the run has no importance weights: {doubt_of(diagnostics)}"))
+        rows.append(LeftOut("corrected samples", "all", f"the run has no importance weights, as {doubt_of(diagnostics)}"))
     elif doubt := doubt_of(diagnostics):
         rows.append(LeftOut("certified weights", "all", f"the weights are estimates: {doubt}"))
     for row in results.temperatures:

@@ -50,7 +50,7 @@ def quality(directory: Path, molecules: Sequence[Molecule]) -> None:
         right.set_xlabel("divergence / noise floor (dashed: 1)")
         shown = {text: handle for axis in (left, right) for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
         if shown:
-            right.legend(shown.values(), shown.keys(), loc="best")
+            left.figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown))
 
 
 def _percent_axis(axis: Any, values: list[float]) -> None:
@@ -77,7 +77,7 @@ def costs(directory: Path, molecules: Sequence[Molecule]) -> None:
                 axis.barh(range(len(molecules)), seconds, left=start, label=label, height=0.7, **look)
             start += seconds
         axis.set_xlabel("CPU s")
-        axis.legend()
+        axis.figure.legend(loc="outside upper center", ncols=len(_COSTS))
 
 
 @contextmanager

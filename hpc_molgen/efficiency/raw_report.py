@@ -89,6 +89,15 @@ def _mean(
     return Shares(np.array([value]), replicates[:, None], parts.shape[1]).interval(float(value), replicates)
 
 
+def key_figures(rows: list[ObservableRow]) -> list[tuple[str, str]]:
+    """Return the observable of the raw samples that is furthest from held-out MD."""
+    if not rows:
+        return []
+    row = max(rows, key=lambda row: row.distance)
+    words = f"distance of {row.name} from held-out MD, raw samples (noise floor {number(row.floor, 2)})"
+    return [(f"{number(row.distance, 2)} standard deviations", words)]
+
+
 def text(run: Run) -> list[str]:
     """Return what the features keep of a conformation, where the representation has measured it."""
     details = run.details("featurize")

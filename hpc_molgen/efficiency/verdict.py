@@ -98,7 +98,7 @@ def gate(
         Why there are no weights, or why those that exist are estimates and never certified; empty where they are exact.
     """
     because = doubt or "correct.weights is off, or the surrogate has no ln q"
-    no_weights = f"no importance weights exist in this run: {because}"
+    no_weights = f"no importance weights exist in this run, as {because}"
     checks = [Check("importance weights", weighted, "importance weights exist" if weighted else no_weights)]
     if weighted and doubt:
         checks.append(Check("exact weights", False, f"the weights are estimates: {doubt}"))

@@ -25,7 +25,7 @@ from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.seeding import numpy_generator
 from hpc_molgen.systems.base import MolecularSystem
 
-TUNING = 0.2  # share of the sweeps that tune and forget the starts, and are not kept
+TUNING = 0.25  # share of the sweeps that tune and forget the starts, and are not kept
 FAR_DEG = 60.0
 Parts = Literal["windows", "residues", "both", "all"]
 
@@ -200,7 +200,7 @@ def run_joined(
     """Run one chain from each start; all of them have the Boltzmann distribution of the whole as their stationary one.
 
     A window's proposal is accepted with min(1, exp(-u' + u) V' q / (V q')), V the volume element and q the density of the
-    exchanged coordinates in the fragment (Hastings 1970, Biometrika 57, 97): exact, however poor the library. The first fifth
+    exchanged coordinates in the fragment (Hastings 1970, Biometrika 57, 97): exact, however poor the library. The first quarter
     of the sweeps tunes the time step of the Hamiltonian moves, and is left out.
 
     Parameters
@@ -268,7 +268,24 @@ def turns_of(block: Block, parts: Parts) -> list[Turn]:
 
 
 def resampled(coordinates: torch.Tensor, log_weight: np.ndarray, n: int, generator: np.random.Generator) -> torch.Tensor:
-    """Draw `n` of joined molecules by weight, as starts."""
-    if not np.isfinite(log_weight).any():
-        raise InputError("no joined molecule has a finite energy: join more of them")
-    return coordinates[torch.from_numpy(reweighting.systematic_resample(log_weight, n, generator))]
+    """Draw `n` of joined molecules as starts, by their weights to the power at which `n` of them count, of at most one.
+
+    Where few of them carry all the weight, chains that begin in these few would have seen nothing else.
+    """
+    if np.count_nonzero(np.isfinite(log_weight)) < n:
+        raise InputError(f"fewer than {n} joined molecules have a finite energy: join more of them")
+    low, high = 0.0, 1.0
+    if reweighting.kish_ess(log_weight) < n:
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            enough = reweighting.kish_ess(_powered(log_weight, middle)) >= n
+            low, high = (middle, high) if enough else (low, middle)
+    else:
+        low = 1.0
+    rows = reweighting.systematic_resample(_powered(log_weight, low), n, generator)
+    return coordinates[torch.from_numpy(rows)]
+
+
+def _powered(log_weight: np.ndarray, power: float) -> np.ndarray:
+    """Ln of weights to a power; those of zero stay zero."""
+    return np.where(np.isfinite(log_weight), power * np.nan_to_num(log_weight, neginf=0.0), -np.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Tempering:
     ----------
     length_ps : float
         Of each copy, of which the first `discarded` share is not kept.
+    starts : str
+        "spread": structures that cover the torsions; "given": the system's own, for all copies.
     save_every_ps : float
         Swaps are tried as often.
     """
@@ -54,6 +57,7 @@ class Tempering:
     n_ladders: int
     n_temperatures: int
     length_ps: float
+    starts: Literal["spread", "given"] = "spread"
     highest_kelvin: float = 600.0
     save_every_ps: float = 0.1
     timestep_fs: float = 2.0
@@ -64,7 +68,7 @@ class Tempering:
 def tempered_library(
     system: MolecularSystem, settings: Tempering, seed: int, go_on: Callable[[], bool] = lambda: True
 ) -> Ensemble:
-    """Sample a molecule by parallel tempering from structures that cover the torsions; frames of its own temperature.
+    """Sample a molecule by parallel tempering; frames of its own temperature.
 
     Parameters
     ----------
@@ -81,8 +85,10 @@ def tempered_library(
     """
     batched = BatchedSystem(modified_system(system, hydrogen_mass_amu=LIGHTEST_AMU), "float32", threads=1)
     shape = settings.n_ladders, settings.n_temperatures
-    spread = spread_structures(system, shape[0] * shape[1], seed)
-    starts, _ = minimise(batched, spread, max_iterations=settings.minimise_iterations)
+    n_copies = shape[0] * shape[1]
+    given = settings.starts == "given"
+    starts = np.repeat(system.positions_nm[None], n_copies, axis=0) if given else spread_structures(system, n_copies, seed)
+    starts, _ = minimise(batched, starts, max_iterations=settings.minimise_iterations)
     ladders = ParallelTempering(
         batched, starts.reshape(*shape, system.n_atoms, 3),
         geometric_ladder(system.temperature_kelvin, settings.highest_kelvin, settings.n_temperatures), seed,

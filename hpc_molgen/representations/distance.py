@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hpc_molgen.systems.base import MolecularSystem
 
 FEWEST_BEADS = 4  # of a torsion, without which there is no handedness
-MOST_BEADS = 150  # 11,175 pairs, whose covariance takes 1 GB
+MOST_BEADS = 100  # 4,950 pairs, whose principal components take half a minute and a gigabyte
 SHARE_KEPT = 0.999  # of the variance: what is left of distances is about a bond's thermal vibration (0.007 nm)
 NOISE = 0.2  # of a surrogate, relative to what a distance varies by: decides which of its distances are believed
 FLOOR_NM = 0.003  # no distance is known better
@@ -86,10 +86,7 @@ class DistanceRepresentation(Representation):
     name = "distance"
     target: ClassVar[str] = "none: samples of the surrogate as they are"
     density = "none"
-    density_note: ClassVar[str] = (
-        "distances of all pairs are more numbers than a conformation has degrees of freedom, so ln q of features gives no ln q "
-        "of conformations"
-    )
+    density_note: ClassVar[str] = "its features are more numbers than a conformation has degrees of freedom"
     exact_gradient: ClassVar[bool] = False
 
     def __init__(self, n_beads: int, measure: Measure, tensors: dict[str, torch.Tensor]) -> None:
@@ -226,8 +223,8 @@ def bead_bonds(system: MolecularSystem) -> list[tuple[int, int]]:
         )
     if not FEWEST_BEADS <= system.n_atoms <= MOST_BEADS:
         raise InputError(
-            f"representation.name 'distance' serves {FEWEST_BEADS} to {MOST_BEADS} beads, as the covariance of all pairs has "
-            f"to fit into memory; {system.name} has {system.n_atoms}"
+            f"representation.name 'distance' serves {FEWEST_BEADS} to {MOST_BEADS} beads, as the covariance of all "
+            f"pairs has to be diagonalised; {system.name} has {system.n_atoms}"
         )
     return sorted((min(a.index, b.index), max(a.index, b.index)) for a, b in topology.bonds)
 

@@ -148,14 +148,14 @@ class InternalRepresentation(Representation):
         around = wrap_angle(fold_torsions(torsions, self.symmetries) - self._centre)
         free = around[:, self._free]
         stiff = torch.cat([bonds, angles, around[:, ~self._free]], dim=1)
-        residual = stiff - self._mean - fourier_features(free) @ self._shift
+        residual = stiff - self._mean - self._shifted(free)
         white = torch.linalg.solve_triangular(self._scale, residual.T, upper=False).T
         return torch.cat([free, white], dim=1)
 
     def decode(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = features.to(torch.float64)
         free, white = wrap_angle(features[:, : self.n_torus]), features[:, self.n_torus :]
-        stiff = self._mean + fourier_features(free) @ self._shift + white @ self._scale.T
+        stiff = self._mean + self._shifted(free) + white @ self._scale.T
         n_bonds, n_angles = self.zmatrix.n_atoms - 1, self.zmatrix.n_atoms - 2
         bonds, angles, rest = stiff[:, :n_bonds], stiff[:, n_bonds : n_bonds + n_angles], stiff[:, n_bonds + n_angles :]
         around = torch.empty((len(features), self.zmatrix.n_atoms - 3), dtype=torch.float64)
@@ -166,9 +166,16 @@ class InternalRepresentation(Representation):
         log_abs_det = torch.where(inside, log_abs_det + self._log_det, torch.full_like(log_abs_det, -torch.inf))
         return positions, log_abs_det
 
+    def _shifted(self, free: torch.Tensor) -> torch.Tensor:
+        """What free torsions (n, n_torus) add to the mean of the stiff coordinates; zeros where no regression was made."""
+        if not len(self._shift):
+            return torch.zeros_like(self._mean)
+        found: torch.Tensor = fourier_features(free) @ self._shift
+        return found
+
     def pulled_back(self, features: torch.Tensor, positions_nm: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         of_free, of_stiff = self._pulled_back(positions_nm, gradient)
-        if self.n_torus:
+        if self.n_torus and len(self._shift):
             with torch.enable_grad():
                 free = features[:, : self.n_torus].detach().double().requires_grad_(True)
                 (through_shift,) = torch.autograd.grad(fourier_features(free), free, of_stiff @ self._shift.T)

@@ -14,7 +14,7 @@ from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import minimise
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.base import Representation
-from hpc_molgen.representations.internal import InternalRepresentation, fourier_features
+from hpc_molgen.representations.internal import InternalRepresentation
 from hpc_molgen.representations.rotors import free_rotors
 from hpc_molgen.representations.symmetries import find_symmetries, fold_torsions
 from hpc_molgen.representations.zmatrix import ZMatrix
@@ -259,10 +259,9 @@ def _first_scale(system: MolecularSystem) -> InternalRepresentation:
     n_stiff = int((~free).sum())
     spread = (torch.full((n,), sd) for n, sd in zip((bonds.shape[1], angles.shape[1], n_stiff), FIRST_SD, strict=True))
     mean = torch.cat([bonds[0], angles[0], torch.zeros(n_stiff, dtype=torch.float64)])
-    n_fourier = fourier_features(torch.zeros((1, int(free.sum())), dtype=torch.float64)).shape[1]
     tensors = {
         "centre": torch.where(free, torch.zeros_like(folded), folded), "free": free.to(torch.uint8), "mean": mean,
-        "shift": torch.zeros((n_fourier, len(mean)), dtype=torch.float64),
+        "shift": torch.zeros((0, len(mean)), dtype=torch.float64),
         "scale": torch.diag(torch.cat(list(spread)).double()),
     }  # fmt: skip
     return InternalRepresentation(zmatrix, tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpc_molgen.errors import InputError
 from hpc_molgen.systems.bonds import is_single, linear_atoms
 from hpc_molgen.systems.torsions import Quad, atoms_beyond, is_carbonyl, neighbours_of
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     import mdtraj
 
     from hpc_molgen.representations.zmatrix import ZMatrix
+
+
+LARGEST_RING = 8  # atoms; of larger ones, closed by a disulfide say, no few torsions tell the shape
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ def free_rotors(topology: mdtraj.Topology, zmatrix: ZMatrix) -> list[Rotor]:
     topology : mdtraj.Topology
     zmatrix : ZMatrix
         Of that molecule.
+
+    Raises
+    ------
+    InputError
+        For molecules with large rings.
     """
     neighbours = neighbours_of(topology)
     elements = [atom.element.symbol for atom in topology.atoms]
@@ -62,6 +71,11 @@ def free_rotors(topology: mdtraj.Topology, zmatrix: ZMatrix) -> list[Rotor]:
         near, far = row.b, row.a
         if atoms_beyond(topology, near, far) is None:
             ring = smallest_ring(neighbours, near, far)
+            if len(ring) > LARGEST_RING:
+                raise InputError(
+                    f"{topology.atom(near)} - {topology.atom(far)} lie in a ring of {len(ring)} atoms, which has many shapes: "
+                    "its free torsions are not independent; use representation.name: internal there"
+                )
             saturated = all(len(neighbours[atom]) == 4 for atom in (near, far))
             if not saturated or per_ring.get(ring, 0) >= len(ring) - 3:
                 continue

@@ -11,6 +11,7 @@ import openmm
 from openmm import unit
 
 from hpc_molgen.angles import wrap
+from hpc_molgen.errors import InputError
 from hpc_molgen.systems.residues import STANDARD, residue_features
 from hpc_molgen.systems.torsions import Quad, neighbours_of, torsion_angles
 
@@ -119,7 +120,16 @@ def molecular_graph(
         Those that a surrogate moves, in the order of its features.
     centre : sequence of float, optional
         What is added to each feature; zeros by default.
+
+    Raises
+    ------
+    InputError
+        Without torsions.
     """
+    if not torsions:
+        raise InputError(
+            f"{system.name}: no torsion of it turns freely, so there is nothing for a surrogate of torsions to move"
+        )
     describe = _Describer(system, list(torsions))
     n = len(torsions)
     hanging = describe.hanging()

@@ -73,14 +73,14 @@ def test_structures_are_right_handed_chains(finished: Path) -> None:
 def test_the_report_compares_raw_samples_and_promises_nothing(finished: Path) -> None:
     text = (finished / "report" / "report.md").read_text()
     record = json.loads((finished / "report" / "report.json").read_text())
-    assert "No importance weights exist in this run: the representation 'distance' has no density of conformations" in text
+    assert "No importance weights exist in this run, as the representation 'distance' has no density of conformations" in text
     assert "Raw samples beside held-out MD" in text and "come back as themselves" in text
     assert [row["name"] for row in record["observables"]] == ["q", "rmsd", "rg"]
     for row in record["observables"]:
         mean = row["means"]["held-out MD"]
         assert mean["low"] < mean["value"] < mean["high"] and row["distance"] > 0 and row["floor"] > 0
     assert not record["verdict"]["gate_passed"] and not record["break_even"].get("available", True)
-    assert "no importance weights exist in this run: the representation 'distance'" in record["verdict"]["sentence"]
+    assert "no importance weights exist in this run, as the representation 'distance'" in record["verdict"]["sentence"]
     named = {row["what"]: row["why"] for row in record["left_out"]}
     assert "'distance'" in named["corrected samples"]
     assert len((finished / "farm" / "manifest.jsonl").read_text().splitlines()) == 2

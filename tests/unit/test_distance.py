@@ -192,7 +192,7 @@ def test_other_molecules_and_gradients_are_refused(cage: MolecularSystem, plain:
     with pytest.raises(InputError, match="one bead for each residue"):
         preflight.check(config, peptide)
     short = MolecularSystem("three", chain_topology(["ALA"] * 3), cage.system_xml, cage.positions_nm[:3], 300.0)
-    with pytest.raises(InputError, match=r"4 to 150 beads.*three has 3"):
+    with pytest.raises(InputError, match=r"4 to 100 beads.*three has 3"):
         bead_bonds(short)
     assert bead_bonds(cage) == [(i, i + 1) for i in range(19)]
     features = torch.zeros(1, plain.n_features)

@@ -11,6 +11,7 @@ import torch
 
 from hpc_molgen.config import RepresentationConfig, SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
+from hpc_molgen.errors import InputError
 from hpc_molgen.montecarlo.from_zero import scale_coordinates, weighted_prior
 from hpc_molgen.representations.base import load_representation
 from hpc_molgen.representations.relaxed import RelaxedRepresentation
@@ -123,3 +124,12 @@ def test_a_file_holds_the_same_bits(glycine: RelaxedRepresentation, tmp_path: Pa
     again = load_representation(tmp_path / "representation.safetensors", glycine.system)
     features = drawn(glycine, 20, 8)
     assert torch.equal(again.decode(features)[0], glycine.decode(features)[0])
+
+
+def test_large_rings_are_refused() -> None:
+    """A disulfide closes a ring of 17 atoms, whose backbone would be taken for stiff."""
+    topology = peptide("CYM-ALA-ALA-CYM").topology.copy()
+    first, second = (atom for atom in topology.atoms if atom.name == "SG")
+    topology.add_bond(first, second)
+    with pytest.raises(InputError, match=r"ring of \d+ atoms"):
+        free_rotors(topology, ZMatrix(topology))

@@ -16,7 +16,7 @@ from hpc_molgen.representations.relaxed import RelaxedRepresentation
 from hpc_molgen.representations.rotors import free_rotors
 from hpc_molgen.representations.zmatrix import ZMatrix
 from hpc_molgen.surrogates.base import load_surrogate
-from hpc_molgen.surrogates.diffusion.transferable import EVERYWHERE, TransferableDiffusion
+from hpc_molgen.surrogates.diffusion.transferable import EVERYWHERE, TransferableDiffusion, constant_features
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.graph import MolecularGraph, molecular_graph
 from hpc_molgen.systems.registry import load_system
@@ -213,3 +213,37 @@ def test_graphs_come_from_the_representation() -> None:
     representation = RelaxedRepresentation.fit(system, RepresentationConfig(), np.empty((0, 19, 3)), np.empty(0))
     assert_same(representation.graph(), graph_of(system), 1e-12)
     assert representation.graph().n_torsions == representation.n_torus
+
+
+def test_the_network_runs_in_bf16(surrogate: TransferableDiffusion) -> None:
+    batch = torch.zeros((8, surrogate.n_torus + 1))
+    noise = surrogate.draw_noise("score", 8, torch.Generator().manual_seed(1))
+    plain = surrogate.loss("score", batch, noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = surrogate.loss("score", batch, noise)
+    mixed.sum().backward()
+    torch.testing.assert_close(mixed, plain, rtol=0.1, atol=0.1)  # bf16 has eight bits
+
+
+def test_features_that_never_varied_in_training_are_not_used() -> None:
+    """Capped single residues all have place 0 in their sequence: of longer ones it would be noise through untrained weights."""
+    torch.manual_seed(1)
+    taught, asked = [graph_of(peptide(name)) for name in ("ALA", "SER")], graph_of(peptide("ALA-ALA"))
+    constant = constant_features(taught)
+    assert len(constant) > 5
+    angles = some_angles(3, asked.n_torsions).float()
+    found = []
+    for known in ([], constant):
+        made = TransferableDiffusion([asked.as_dict()], residues=["ALA"], constant=known, **SMALL)
+        made.load_state_dict(found[0][0].state_dict() if found else made.state_dict())
+        torch.nn.init.normal_(made.velocities.out.weight, std=0.3, generator=torch.Generator().manual_seed(2))
+        found.append((made, slopes(made, angles)))
+    assert not torch.allclose(found[0][1], found[1][1])  # place and number of neighbours' kinds do differ here
+    again = TransferableDiffusion(**found[1][0].hyperparameters)
+    again.load_state_dict(found[1][0].state_dict())
+    assert torch.equal(slopes(again, angles), found[1][1])
+
+
+def test_a_molecule_of_which_nothing_turns_is_refused() -> None:
+    with pytest.raises(InputError, match="no torsion of it turns freely"):
+        molecular_graph(peptide("GLY"), [])

@@ -83,16 +83,16 @@ class Settings:
 
 SIZES = {
     "smoke": Settings(
-        "A-A-A", 2, (MAIN,), Tempering(4, 4, 3.0), Tempering(8, 4, 6.0), (4, 4), 500, 16, 20, 10,
+        "A-A-A", 2, (MAIN,), Tempering(4, 4, 3.0), Tempering(8, 4, 6.0, "given", discarded=0.25), (4, 4), 500, 16, 20, 10,
         CageSettings(Fold("GPSS", "G-P-S-S", (-80.0,) * 4, (140.0,) * 4), Tempering(4, 4, 1.0), 8, 3, 32, 0.2),
     ),
     "laptop": Settings(
-        "A-A-A-A", 3, WAYS, Tempering(8, 4, 100.0), Tempering(16, 5, 800.0, discarded=0.25), (16, 5), 20_000, 256, 150, 60,
-        CageSettings(TRP_CAGE, Tempering(4, 4, 20.0), 32, 6, 256, 1.0),
+        "A-A-A-A", 3, WAYS, Tempering(8, 4, 100.0), Tempering(16, 5, 800.0, "given", discarded=0.25), (16, 5), 20_000, 128, 300,
+        120, CageSettings(TRP_CAGE, Tempering(4, 4, 20.0), 32, 6, 256, 1.0),
     ),
     "cluster": Settings(
-        "A-A-A-A", 5, WAYS, Tempering(32, 4, 400.0), Tempering(32, 5, 20_000.0, discarded=0.1), (16, 5), 50_000, 512, 1000, 400,
-        CageSettings(TRP_CAGE, Tempering(16, 4, 200.0), 128, 200, 4096, 20.0),
+        "A-A-A-A", 5, WAYS, Tempering(32, 4, 400.0), Tempering(32, 5, 20_000.0, "given", discarded=0.25), (16, 5), 50_000, 512,
+        1000, 400, CageSettings(TRP_CAGE, Tempering(16, 4, 200.0), 128, 200, 4096, 20.0),
     ),
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def _compare(system: MolecularSystem, settings: Settings, way: Way, seed: int, c
     n_ladders, n_temperatures = settings.ladders
     with costs.stage("parallel tempering of the whole, for as long"):
         watch = Stopwatch()
-        endless = Tempering(n_ladders, n_temperatures, 1e9, discarded=settings.reference.discarded)
+        endless = Tempering(n_ladders, n_temperatures, 1e9, settings.reference.starts, discarded=settings.reference.discarded)
         frames = tempered_library(system, endless, derive_seed(seed, "equal"), lambda: watch.cpu_s < joined.cpu_s)
         found = Found(tables.TEMPERING, backbone_of(system, frames), watch.cpu_s, watch.cpu_s)
     return [raw, joined, found]

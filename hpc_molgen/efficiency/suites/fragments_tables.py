@@ -23,8 +23,9 @@ NOTES = (
     "along, and the test of Metropolis and Hastings is that of the whole molecule: exact, however poor the library. A sweep is "
     "all windows and a Hamiltonian move of all atoms (velocity Verlet, accepted or not), for what no window knows. Without the "
     "latter methyl groups and the ends of the caps stay as the starts have them.",
-    "CPU seconds are from nothing: libraries, densities, joining and moves; minimisation and all of tempering. The first fifth "
-    "of the moves is discarded, and of tempering a quarter in the size laptop, a tenth in the others (`config` in the record).",
+    "CPU seconds are from nothing: libraries, densities, joining and moves; minimisation and all of tempering. The first "
+    "quarter of moves and of tempering is discarded. Tempering of the whole starts from the extended molecule, which costs it "
+    "less than torsions all over the torus; libraries start from the latter, and the moves from joined molecules by weight.",
     "Effective samples: frames over g of the share of a basin (the larger of Geyer's and batch means), of the residue that is "
     "slowest. Helix is alphaR, PPII holds C7eq. Errors of shares are over chains and over ladders; ± is the standard deviation "
     "over seeds.",
@@ -55,13 +56,17 @@ def main_name(results: Mapping[str, Any]) -> str:
 
 
 def verdict(found: Mapping[str, Any], limit: float = GAIN) -> str:
-    """Whether the mean of a ratio over repeats (a `spread`) is above `limit` by its 95 % interval (Student's t), or below."""
+    """Whether a ratio over repeats (a `spread`) is above `limit` by its 95 % interval (Student's t of logarithms)."""
     if found["n"] < 2:
         return "is not known to pay from one seed"
-    half = float(student.ppf(0.975, found["n"] - 1)) * found["sd"] / np.sqrt(found["n"])
-    if found["mean"] - half > limit:
-        return "pays"
-    return "does not pay" if found["mean"] + half < limit else "is level within the error bars"
+    logs = np.log(np.maximum(found["values"], 1e-12))
+    half = float(student.ppf(0.975, len(logs) - 1)) * float(logs.std(ddof=1)) / np.sqrt(len(logs))
+    interval = f"95 %: {np.exp(logs.mean() - half):.2g} to {np.exp(logs.mean() + half):.2g}"
+    if logs.mean() - half > np.log(limit):
+        return f"pays ({interval})"
+    return (
+        f"does not pay ({interval})" if logs.mean() + half < np.log(limit) else f"is level within the error bars ({interval})"
+    )
 
 
 def _targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:

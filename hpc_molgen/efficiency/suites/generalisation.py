@@ -18,6 +18,7 @@ from hpc_molgen.config import RunConfig, load_config
 from hpc_molgen.efficiency.costs import collect_costs
 from hpc_molgen.efficiency.suites import generalisation_tables as tables
 from hpc_molgen.efficiency.suites.generalisation_scores import Residue, score_md, score_run
+from hpc_molgen.efficiency.suites.generalisation_tables import ENERGIES, FEW, SCRATCH, ZERO
 from hpc_molgen.efficiency.suites.record import Costs
 from hpc_molgen.efficiency.suites.rounds import Method, interleaved
 from hpc_molgen.efficiency.suites.runs import finish_run
@@ -27,7 +28,6 @@ from hpc_molgen.workers import one_thread
 
 SEEN = ("ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "HIE", "ILE", "LEU", "MET", "THR", "TRP", "TYR")
 UNSEEN = ("GLY", "PRO", "PHE", "LYS", "VAL", "SER")  # no side chain, a ring, aromatic, charged, branched, polar
-ZERO, FEW, ENERGIES, SCRATCH = "zero-shot", "few-shot", "own energies", "from scratch"
 ONE_CALL_S = 1e-9  # of measuring: each round is one call of each method
 
 
@@ -180,7 +180,7 @@ def _costs(kind: str, run: Run) -> dict[str, float]:
     """CPU seconds before the first sample, and of each sample (with ln q and its energy)."""
     book = collect_costs(run)
     own = {cost.stage: cost for cost in book.stages}
-    before = own["featurize"].cpu_s + own["train"].cpu_s
+    before = own["featurize"].cpu_s + own["train"].cpu_s + max(0.0, own["sample"].cpu_s - book.sampling)
     data = {FEW: own["reference"].cpu_s, SCRATCH: book.data}.get(kind, 0.0)  # half of the walkers train, the others judge
     n = int(run.details("sample")["n"]) if "n" in run.details("sample") else run.config.sample.n_samples
     return {"setup_cpu_s": before, "data_cpu_s": data, "sample_cpu_s": (book.sampling + book.energies) / n, "n": n}

@@ -33,6 +33,8 @@ class Residue:
         phi, psi, then the chi there are.
     held_out, training : np.ndarray, shape=(n_frames, n_torsions)
     held_out_walker, training_walker : np.ndarray, shape=(n_frames,)
+    twins : tuple of int
+        Side-chain torsions that look the same after half a turn: their rotamers are no states.
     """
 
     quads: tuple[Quad, ...]
@@ -40,6 +42,7 @@ class Residue:
     training: np.ndarray
     held_out_walker: np.ndarray
     training_walker: np.ndarray
+    twins: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, run: Run) -> Residue:
@@ -47,12 +50,22 @@ class Residue:
         named = named_torsions(run.system.topology)
         quads = (named["phi"][0], named["psi"][0], *(quad for kind in CHIS for quad in named[kind]))
         training, held_out = datasets.load_split(run)
-        return cls(quads, _angles(held_out, quads), _angles(training, quads), held_out.trajectory, training.trajectory)
+        return cls(
+            quads, _angles(held_out, quads), _angles(training, quads), held_out.trajectory, training.trajectory, _twins(run)
+        )
 
     @property
     def n_chi(self) -> int:
         """Number of side-chain torsions."""
         return len(self.quads) - 2
+
+
+def _twins(run: Run) -> tuple[int, ...]:
+    """Numbers, from 0, of the chi that turn a flat group with two equal sides."""
+    names = {residue.name for residue in run.system.topology.residues}
+    atoms = {atom.name for atom in run.system.topology.atoms}
+    turned = {"PHE": 1, "TYR": 1} | ({} if "HD2" in atoms else {"ASP": 1}) | ({} if "HE2" in atoms else {"GLU": 2})
+    return tuple(chi for name, chi in turned.items() if name in names)
 
 
 def _angles(frames: Ensemble, quads: tuple[Quad, ...]) -> np.ndarray:
@@ -112,7 +125,7 @@ def states_of(angles: np.ndarray, residue: Residue) -> dict[str, np.ndarray]:
     """Whether each conformation is in a basin of the backbone, or in one of three rotamers of a chi; name -> (n,) of bool."""
     labels = basin_labels(angles[:, 0], angles[:, 1])
     states = {name: labels == number for number, name in enumerate(BASINS)}
-    for column in range(residue.n_chi):
+    for column in set(range(residue.n_chi)) - set(residue.twins):
         rotamer = np.floor(np.degrees(angles[:, 2 + column]) % 360 / 120) % 3  # gauche+, trans, gauche-
         states |= {f"chi{column + 1} {name}": rotamer == number for number, name in enumerate(ROTAMERS)}
     return states
@@ -136,7 +149,8 @@ def score_md(residue: Residue, run: Run, seed: int) -> dict[str, Any]:
     production = book.data + book.validation - book.equilibration
     n_effective = counted[slowest].n_effective
     return {
-        "cpu_s": book.data + book.validation, "equilibration_cpu_s": book.equilibration, "n_effective": n_effective,
+        "cpu_s": book.data + book.validation + book.shared_start,
+        "equilibration_cpu_s": book.equilibration + book.shared_start, "n_effective": n_effective,
         "slowest": slowest, "cpu_s_per_effective": production / n_effective if n_effective else float("inf"),
         "n_frames": len(angles), "simulated_ns": book.simulated_ns,
     }  # fmt: skip

@@ -127,14 +127,14 @@ class GraphEncoder(nn.Module):
         h = self.lift(graphs.atoms)
         source, goal = graphs.bonds.T
         for message, update in zip(self.messages, self.updates, strict=True):
-            heard = torch.zeros_like(h).index_add(0, goal, message(h)[source])
+            said = message(h)[source]
+            heard = said.new_zeros(h.shape).index_add(0, goal, said)
             h = h + update(torch.cat([h, heard], dim=1))
         n = len(graphs.ends)
-        moments = h.new_zeros((2 * n, 3 * h.shape[1]))
         torsion, end, atom = graphs.hanging.T
         turn = graphs.hanging_turn[:, None]
         there = torch.cat([h[atom], torch.cos(turn) * h[atom], torch.sin(turn) * h[atom]], dim=1)
-        moments = moments.index_add(0, 2 * torsion + end, there)
+        moments = there.new_zeros((2 * n, there.shape[1])).index_add(0, 2 * torsion + end, there)
         ends = self.end(torch.cat([h[graphs.ends.flatten()], moments], dim=1)).view(n, 2, -1)
         both = torch.cat([ends.sum(1), ends.prod(1)], dim=1)
         tokens = self.torsion(torch.cat([both, graphs.of_torsion], dim=1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from hpc_molgen.surrogates.base import Surrogate
 from hpc_molgen.surrogates.diffusion.graph_network import Conditions, Graphs, TorsionNetwork
 from hpc_molgen.surrogates.diffusion.integrators import Solution
 from hpc_molgen.surrogates.diffusion.surrogate import DiffusionSurrogate
-from hpc_molgen.systems.graph import N_DISTANCES, MolecularGraph
+from hpc_molgen.systems.graph import ATOM_FEATURES, N_DISTANCES, N_RESIDUE_TYPES, MolecularGraph
 from hpc_molgen.tensorfiles import load_tensors
 
 EVERYWHERE = "any"  # system key of a file that serves every molecule
@@ -38,6 +40,9 @@ class TransferableDiffusion(DiffusionSurrogate):
         Features behind the torsions of the one that is sampled; 0 for several.
     residues : list of str
         Residue types that training has seen.
+    constant : list of (int, float)
+        Features of atoms that were the same in all of training, which hence taught nothing, and their values: a molecule that
+        differs there is shown with these.
     hidden, depth, harmonics, width, layers : int
         Of `TorsionNetwork`.
     schedule : str
@@ -48,12 +53,14 @@ class TransferableDiffusion(DiffusionSurrogate):
     centres: torch.Tensor
 
     def __init__(
-        self, graphs: list[dict[str, Any]], n_euclidean: int = 0, residues: Sequence[str] = (), hidden: int = 96,
+        self, graphs: list[dict[str, Any]], n_euclidean: int = 0, residues: Sequence[str] = (),
+        constant: Sequence[tuple[int, float]] = (), hidden: int = 96,
         depth: int = 2, harmonics: int = 4, width: int = 64, layers: int = 4, schedule: str = "cosine",
     ) -> None:  # fmt: skip
         Surrogate.__init__(self)
         self.hyperparameters = {
-            "graphs": graphs, "n_euclidean": n_euclidean, "residues": list(residues), "hidden": hidden, "depth": depth,
+            "graphs": graphs, "n_euclidean": n_euclidean, "residues": list(residues),
+            "constant": [list(pair) for pair in constant], "hidden": hidden, "depth": depth,
             "harmonics": harmonics, "width": width, "layers": layers, "schedule": schedule,
         }  # fmt: skip
         self.graphs = [MolecularGraph.from_dict(graph) for graph in graphs]
@@ -63,11 +70,12 @@ class TransferableDiffusion(DiffusionSurrogate):
         self.n_torus = max(self.sizes)
         self.n_features, self.schedule = self.n_torus + n_euclidean, schedule
         self._compiled: Any = None
-        variants = zip(*(_variants(graph) for graph in self.graphs), strict=True)
-        self._of_training = nn.ModuleList([Graphs(same, N_DISTANCES) for same in variants])
         told = set(residues)
-        as_known = [graph if set(graph.residue_types()) <= told else graph.anonymous() for graph in self.graphs]
-        self._of_sampling = Graphs(as_known[:1], N_DISTANCES)
+        known = [_as_taught(graph, told, constant) for graph in self.graphs]
+        # tuned on one molecule, it learns what will be sampled
+        variants = zip(*(_variants(graph) for graph in (known if len(known) == 1 else self.graphs)), strict=True)
+        self._of_training = nn.ModuleList([Graphs(same, N_DISTANCES) for same in variants])
+        self._of_sampling = Graphs(known[:1], N_DISTANCES)
         counts = (self._of_sampling.atoms.shape[1], self._of_sampling.of_torsion.shape[1], self._of_sampling.of_pair.shape[1])
         self.velocities = TorsionNetwork(*counts, hidden, depth, harmonics, width, layers)
         centres = torch.zeros((len(self.graphs), self.n_torus))
@@ -100,7 +108,7 @@ class TransferableDiffusion(DiffusionSurrogate):
         strata = (torch.arange(n) + torch.rand(n, generator=generator)) / n
         eps = torch.randn((n, self.n_torus), generator=generator)
         # one for all items that are drawn together: what each variant of the molecules makes of the network costs time
-        variant = torch.randint(_VARIANTS, (1,), generator=generator)
+        variant = torch.randint(_VARIANTS if len(self.graphs) > 1 else 1, (1,), generator=generator)
         return strata, eps, variant.float().expand(n)
 
     def loss(self, part: str, batch: torch.Tensor, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -138,7 +146,10 @@ class TransferableDiffusion(DiffusionSurrogate):
         errors = batch.new_zeros(len(batch) * self.n_torus).index_put(
             (where,), (velocity - target.flatten()[where]).to(batch) ** 2
         )
-        return errors.view(len(batch), self.n_torus).sum(1)
+        total = errors.view(len(batch), self.n_torus).sum(1)
+        if min(self.sizes) == 1:  # which needs no pairs: DDP waits for the gradients of all weights
+            total = total + 0 * sum(weight.sum() for weight in self.velocities.parameters())
+        return total
 
     def _conditions_of(self, variant: int) -> list[Conditions]:
         graphs = self._of_training[variant]
@@ -187,6 +198,23 @@ class TransferableDiffusion(DiffusionSurrogate):
             others, own = self.velocities.gathered(angles, self._conditions)
             velocity = self.velocities.finished(others, own, time[:, None] + self._conditions.tokens, self._conditions.out)
         return torch.cat([velocity, torch.zeros_like(features[:, m:])], dim=1), slope
+
+
+def constant_features(graphs: Sequence[MolecularGraph]) -> list[tuple[int, float]]:
+    """Return columns of the features of atoms, but for residue types, that are the same in all graphs, and their values."""
+    atoms = np.concatenate([graph.atoms for graph in graphs])
+    types = range(len(ATOM_FEATURES), len(ATOM_FEATURES) + N_RESIDUE_TYPES)
+    same = np.flatnonzero(np.ptp(atoms, axis=0) == 0)
+    return [(int(column), float(atoms[0, column])) for column in same if column not in types]
+
+
+def _as_taught(graph: MolecularGraph, told: set[str], constant: Sequence[tuple[int, float]]) -> MolecularGraph:
+    """Return a graph without what training has not taught: types of residues, and features that were the same everywhere."""
+    graph = graph if set(graph.residue_types()) <= told else graph.anonymous()
+    atoms = graph.atoms.copy()
+    for column, value in constant:
+        atoms[:, column] = value
+    return dataclasses.replace(graph, atoms=atoms)
 
 
 def _variants(graph: MolecularGraph) -> list[MolecularGraph]:
