@@ -28,8 +28,8 @@ NOTES = [
     "backbone, rotamers of each chi; of 2 % at least) for which they are fewest: of weights p(1-p)/var(p), of MD with its "
     "correlation in time, one seed. The flip of a flat ring or of a carboxylate is no change of state.",
     "CPU seconds, start-up of the stages featurize, train and sample included, that of MD as well. Cost of n effective "
-    "samples: setup and data, then n times the cost of a sample (with ln q and energy) over its worth; MD: equilibration, then n "
-    "times that of an effective sample. Weights with k-hat above 0.7 are not certified: their costs and ratios are not "
+    "samples: setup and data, then n times the cost of a sample (with ln q and energy) over its worth; MD: equilibration, then "
+    "n times that of an effective sample. Weights with k-hat above 0.7 are not certified: their costs and ratios are not "
     "compared.",
 ]
 
