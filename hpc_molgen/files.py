@@ -43,12 +43,19 @@ def appearing_whole(path: Path) -> Iterator[Path]:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:  # an interruption leaves nothing either
         with contextlib.suppress(OSError):
             partial.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise EnvironmentProblem(
             f"{path}: cannot be written ({error}). Make space or choose another --out; the same command then goes on."
         ) from error
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is what a killed process has left of `appearing_whole`."""
+    return path.name.startswith(".") and ".partial-" in path.name
 
 
 def cache_folder(name: str) -> Path:

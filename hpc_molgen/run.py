@@ -21,7 +21,7 @@ from hpc_molgen import __version__, failures, interrupts, locks
 from hpc_molgen.config import RunConfig, dump_config, load_config, molecule_name
 from hpc_molgen.energy import EnergyMeter
 from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
-from hpc_molgen.files import read_json, write_atomically, write_json
+from hpc_molgen.files import is_partial, read_json, write_atomically, write_json
 from hpc_molgen.progress import Progress
 from hpc_molgen.provenance import provenance
 from hpc_molgen.workers import ShareDone, Workers, cpu_seconds, local_rank
@@ -215,7 +215,7 @@ class Run:
         marker = directory / "inputs.json"
         with open(self.path("entering"), "a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if directory.is_dir() and any(directory.iterdir()):
+            if directory.is_dir() and any(not is_partial(path) for path in directory.iterdir()):
                 known = read_json(marker).get("fingerprint") if marker.is_file() else None
                 if known is None:
                     return f"{directory}: holds files that no stage of hpc-molgen wrote; choose another --out"

@@ -11,6 +11,7 @@ import pytest
 from hpc_molgen import datasets
 from hpc_molgen.config import load_config
 from hpc_molgen.errors import InputError
+from hpc_molgen.files import appearing_whole
 from hpc_molgen.progress import Progress
 from hpc_molgen.run import STAGES, Run, stage_costs
 from hpc_molgen.status import run_status
@@ -127,3 +128,19 @@ def test_time_left_counts_this_attempt_alone(monkeypatch: pytest.MonkeyPatch) ->
     clock[0] = 10.0
     progress.set(95)
     assert progress.eta_s == pytest.approx(10.0)
+
+
+def test_what_a_killed_process_left_of_the_first_file_of_a_stage_is_no_obstacle(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", load_config("tiny"), Workers())
+    run.path("reference").mkdir()
+    (run.path("reference") / ".inputs.json.partial-1").write_text("{")
+    with run.stage("reference") as details:
+        details["walkers"] = []
+    assert run.is_done("reference")
+
+
+def test_an_interruption_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), appearing_whole(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

@@ -185,7 +185,9 @@ def test_settings_of_another_surrogate_are_errors_that_list_the_right_ones() -> 
     with pytest.raises(InputError) as caught:
         load_config("tiny", ["surrogate.hiden=3"])
     assert "surrogate.hiden: unknown key (did you mean 'hidden'?)" in str(caught.value) and "harmonics" in str(caught.value)
-    with pytest.raises(InputError, match=r"surrogate\.name: there is no 'vae'; there are: 'diffusion', 'flow', 'gan'"):
+    with pytest.raises(
+        InputError, match=r"surrogate\.name: there is no 'vae'; there are: 'diffusion', 'transferable', 'flow', 'gan'"
+    ):
         load_config("tiny", ["surrogate.name=vae"])
     with pytest.raises(InputError, match=r"surrogate\.n_frames: .*greater than or equal to 4"):
         load_config("tiny", ["surrogate={name: gan, n_frames: 2}"])
