@@ -66,7 +66,7 @@ class DistanceRepresentation(Representation):
     Moving, turning or reflecting the chain changes no feature. `decode` goes back from features to distances, by classical
     scaling to coordinates, and relaxes these by majorisation of the stress: each distance counts by how well features tell it,
     and bonds, too, by what frames say of their lengths. Of the two mirror images it takes the more likely one by a handedness
-    that is learnt from the virtual torsions of the frames.
+    that is learnt from the virtual torsions of the frames; a surrogate's chain whose parts are of different hand stays so.
 
     There is no density. N (N - 1) / 2 distances of N beads lie on a surface of 3N - 6 dimensions, and a feature vector of a
     surrogate is never exactly on it: whole families of feature vectors decode to one conformation. Components that are left out

@@ -96,7 +96,7 @@ def test_soft_contacts_run_as_well(finished: Path, command: CommandLine, tmp_pat
     run = Run.open(tmp_path / "run")
     found = run.details("featurize")["round_trip"]
     assert found["right_handed"] > 0.98 and 0 < found["saturated"] < 0.1 and found["bonds_rms_nm"] < 0.01
-    x = read_ensemble(run.path("correct", "weighted.h5"), run.system).positions_nm
+    x = read_ensemble(run.path("sample", "proposals.h5"), run.system).positions_nm
     assert np.abs(np.linalg.norm(np.diff(x, axis=1), axis=2) / 0.38 - 1).max() < 0.2  # though training has hardly begun
 
 
