@@ -43,6 +43,7 @@ def test_every_method_has_figures_and_pays_for_everything(smoke: dict[str, Any])
     assert joined["cpu_s"]["mean"] > joined["sampling_cpu_s"]["mean"] > 0  # libraries are in the former
     for own, other in zip(joined["cpu_s"]["values"], tempered["cpu_s"]["values"], strict=True):
         assert own <= other < 1.5 * own + 0.5
+    assert joined["seeds_apart"] > 0 and tempered["seeds_apart"] > 0
     assert set(joined["acceptance"]) == {"1", "2", "3", "1-2", "2-3"}
     assert all(0 <= share["mean"] <= 1 for share in joined["acceptance"].values())
     assert 0 < raw["ess_fraction"]["mean"] < 1 and "n_effective" not in raw
@@ -71,7 +72,7 @@ def test_sentences_follow_the_figures(smoke: dict[str, Any]) -> None:
         assert any(words in sentence for sentence in tables.record_of(results, "laptop")["answer"])
     gain["slowest"] = None
     assert any("has not seen all basins" in sentence for sentence in tables.record_of(results, "laptop")["answer"])
-    assert not tables.record_of(results, "laptop")["targets"][1]["reached"]
+    assert not tables.record_of(results, "laptop")["targets"][2]["reached"]
     folded = cage["starts"]["folded"]
     folded["moves"] |= {"per_cpu_s": 10.0, "per_cpu_s_error": 1.0, "cpu_s": 50.0}
     folded["md"] |= {"per_cpu_s": 4.0, "per_cpu_s_error": 1.0}
@@ -100,6 +101,27 @@ def test_a_judge_knows_its_own_reference_and_what_is_far_from_it() -> None:
     assert near["n_effective"][HELIX] == pytest.approx(4000, rel=0.25)
     assert near["effective_per_cpu_s"][HELIX] == pytest.approx(near["n_effective"][HELIX] / 2)
     assert effective(np.ones((10, 4))) == 0
+
+
+def test_seeds_apart_tells_errors_that_are_too_small() -> None:
+    """Independent frames give about one (12 seeds, four standard errors); all copies of a seed alike, as many times more."""
+    generator = np.random.default_rng(2)
+    centres = np.radians([[-65.0, -40.0], [-70.0, 145.0], [55.0, 45.0]])
+
+    def angles(*shape: int) -> np.ndarray:
+        basins = generator.choice(3, p=[0.6, 0.3, 0.1], size=shape)
+        return wrap(centres[basins] + generator.normal(0, 0.1, (*basins.shape, 2)))
+
+    judge = Judge(angles(400, 16, 2))
+    fair = [[Found(name, angles(50, 16, 2), 1.0, 1.0) for name in ("raw", "joined", "tempered")] for _ in range(12)]
+    assert judge.methods(fair)["joined"]["seeds_apart"] == pytest.approx(1, abs=4 * np.sqrt(1 / (2 * 11 * 4)))
+    # half of the frames of a seed are one draw that all of its copies share
+    alike = [
+        [Found(name, np.concatenate([angles(25, 16, 2), np.repeat(angles(1, 1, 2), 25, axis=0).repeat(16, axis=1)]), 1.0, 1.0)
+         for name in ("raw", "joined", "tempered")]
+        for _ in range(12)
+    ]  # fmt: skip
+    assert judge.methods(alike)["joined"]["seeds_apart"] > 4
 
 
 def test_trp_cage_is_built_from_its_torsions() -> None:

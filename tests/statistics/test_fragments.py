@@ -8,18 +8,20 @@ import torch
 
 from hpc_molgen import reweighting
 from hpc_molgen.analysis.divergence import ramachandran_histogram
-from hpc_molgen.config import SystemConfig
+from hpc_molgen.config import RepresentationConfig, SystemConfig
 from hpc_molgen.dynamics.batched import BatchedSystem
 from hpc_molgen.dynamics.langevin import BatchedDynamics
 from hpc_molgen.efficiency.suites.tempering import CONVERGED_KT, free_energy
 from hpc_molgen.ensemble import Ensemble, read_ensemble, write_ensemble
 from hpc_molgen.errors import InputError
 from hpc_molgen.montecarlo.blocks import Block
+from hpc_molgen.montecarlo.densities import BoltzmannDensity
 from hpc_molgen.montecarlo.fragments import Moves, Whole, join, resampled, run_joined
 from hpc_molgen.montecarlo.hamiltonian import HamiltonianMoves
 from hpc_molgen.montecarlo.libraries import Tempering, fragment_of, tempered_library
 from hpc_molgen.montecarlo.torus_mixture import TorusMixture, fit_mixture
 from hpc_molgen.montecarlo.windows import backbone_columns, windows_of
+from hpc_molgen.representations.internal import InternalRepresentation
 from hpc_molgen.seeding import derive_seed
 from hpc_molgen.systems.registry import load_system
 
@@ -198,6 +200,24 @@ def test_hamiltonian_moves_keep_the_mean_energy():
     error = math.hypot(own.std(ddof=1), other.std(ddof=1)) / math.sqrt(128)
     assert abs(own.mean() - other.mean()) < 4 * error and error < 0.5
     assert 0.5 < accepted.mean() < 1
+
+
+def test_the_target_is_that_of_the_features_of_a_representation():
+    """Both have the volume element; they differ by a constant, which the volume element is not."""
+    system = peptide("ALA")
+    batched, generator = BatchedSystem(system, "float64", threads=1), np.random.default_rng(6)
+    moves, positions = HamiltonianMoves(batched, system.kt_kj_mol, 10), np.repeat(system.positions_nm[None], 64, axis=0)
+    frames = []
+    for _ in range(60):
+        positions = moves.move(positions, generator)[0]
+        frames.append(positions)
+    found = np.concatenate(frames[20:])
+    representation = InternalRepresentation.fit(system, RepresentationConfig(), found, np.full(len(found), 1 / len(found)))
+    whole = Whole(system)
+    own = whole.log_target(whole.coordinates(positions))
+    other, _ = BoltzmannDensity(system, representation)(representation.encode(torch.from_numpy(positions)))
+    volume = whole.positions_nm(whole.coordinates(positions))[1]
+    assert float((own - other).std()) < 1e-6 and float(volume.std()) > 0.05
 
 
 def test_a_mixture_draws_what_its_density_says():

@@ -151,7 +151,22 @@ class Judge:
         """Return rows of methods whose runs (one sequence a seed) are repeated; ratios are taken within a seed."""
         names = [found.name for found in runs[0]]
         rows = {name: [self.row(found[column]) for found in runs] for column, name in enumerate(names)}
-        return {name: _repeated(own) for name, own in rows.items()} | {"gain": _gains(rows[names[1]], rows[names[2]])}
+        repeated = {name: _repeated(own) | {"seeds_apart": self._seeds_apart(own)} for name, own in rows.items()}
+        return repeated | {"gain": _gains(rows[names[1]], rows[names[2]])}
+
+    def _seeds_apart(self, rows: Sequence[dict[str, Any]]) -> float | None:
+        """Deviation of shares between seeds over their standard errors within one, root mean square over the indicators.
+
+        One, where the errors are right. Where starts are not forgotten, copies of a seed resemble each other, and it is larger:
+        effective samples are then fewer than what is printed, by its square.
+        """
+        if len(rows) < 2:
+            return None
+        shares = [[row["shares"][name][residue] for row in rows] for name, residue in self._asked()]
+        between = np.array([np.var([share["value"] for share in own], ddof=1) for own in shares])
+        within = np.array([np.mean([share["standard_error"] ** 2 for share in own]) for own in shares])
+        known = within > 0
+        return float(np.sqrt(np.mean(between[known] / within[known]))) if known.any() else None
 
 
 def _repeated(rows: list[dict[str, Any]]) -> dict[str, Any]:
