@@ -10,21 +10,15 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from hpc_molgen import preflight
 from hpc_molgen.config import RunConfig, SystemConfig, TransferableConfig, explain, molecule_name
 from hpc_molgen.errors import EnvironmentProblem, InputError, Interrupted
-from hpc_molgen.files import read_json, write_json
 from hpc_molgen.run import Run
 from hpc_molgen.workers import ShareDone, Stopwatch
-
-if TYPE_CHECKING:
-    import torch
-
-    from hpc_molgen.training.batches import TrainingSet
 
 log = logging.getLogger(__name__)
 FOLDER = "molecules"
@@ -143,7 +137,9 @@ def run_molecules(run: Run, stages: Sequence[str], run_stages: Stages, *, again:
                 continue
             with run.stage(name) as details:
                 if name == "train" and shares_surrogate(run.config):
-                    details |= _learn(run, runs)
+                    from hpc_molgen.training.shared import shared_surrogate
+
+                    details |= shared_surrogate(run, learners(run, runs))
                 _run_members(run, runs, name, run_stages, again=again)
                 details |= run.workers.from_root(lambda name=name: _figures(run, runs, name))  # type: ignore[misc]
 
@@ -227,67 +223,3 @@ def _figures(run: Run, runs: Sequence[Run], stage: str) -> dict[str, Any]:
 
         return write_report(run, runs)
     return {}
-
-
-def _learn(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the figures of the shared training, which is done unless an attempt before this one has finished it."""
-    kept = run.path("train", "shared.json")
-    if not run.workers.from_root(kept.is_file) and run.workers.trains:
-        made = train_shared(run, learners(run, runs))
-        if run.workers.is_root:
-            write_json(kept, made)
-    figures: dict[str, Any] = run.workers.from_root(lambda: read_json(kept))
-    return figures
-
-
-def train_shared(run: Run, seen: Sequence[Run]) -> dict[str, Any]:
-    """Train the shared surrogate on the frames of `seen`; write train/surrogate.safetensors, return the figures on the root.
-
-    Raises
-    ------
-    InputError
-        When there is none to learn from.
-    """
-    import torch
-
-    from hpc_molgen.representations.base import load_representation
-    from hpc_molgen.seeding import derive_seed
-    from hpc_molgen.surrogates.diffusion.transferable import EVERYWHERE, TransferableDiffusion, constant_features
-    from hpc_molgen.training.stage import ABOUT_TUNING, train_on
-
-    config = run.config.surrogate
-    assert isinstance(config, TransferableConfig)
-    if not seen:
-        raise InputError("molecules: all have surrogates of their own or are unseen; the shared one has nothing to learn from")
-    watch = Stopwatch()
-    torch.set_num_threads(run.config.train.threads)
-    files = [one.path("featurize", "representation.safetensors") for one in seen]
-    representations = [load_representation(path, one.system) for path, one in zip(files, seen, strict=True)]
-    graphs = [representation.graph() for representation in representations]
-    sizes = config.model_dump(exclude={"name", *ABOUT_TUNING})
-    residues = sorted({kind for graph in graphs for kind in graph.residue_types()})
-    torch.manual_seed(derive_seed(run.config.seed, "surrogate"))
-    constant = constant_features(graphs)
-    surrogate = TransferableDiffusion([graph.as_dict() for graph in graphs], 0, residues, constant, **sizes)
-    train, held_out = (_joined(seen, representations, surrogate.n_torus, side) for side in (0, 1))
-    figures = train_on(run, surrogate, run.config.train, train, held_out, EVERYWHERE)
-    return figures | {"molecules": [one.config.name for one in seen], "train_cpu_s": watch.cpu_s} if figures else {}
-
-
-def _joined(seen: Sequence[Run], representations: Sequence[Any], n_torus: int, side: int) -> TrainingSet:
-    """Torsions of all molecules' training (0) or held-out (1) frames, then the molecule's number; each counts the same."""
-    import torch
-
-    from hpc_molgen import datasets
-    from hpc_molgen.training.batches import TrainingSet
-
-    features: list[torch.Tensor] = []
-    weights: list[torch.Tensor] = []
-    for number, (one, representation) in enumerate(zip(seen, representations, strict=True)):
-        frames = datasets.load_split(one)[side]
-        angles = representation.encode_torus(torch.as_tensor(frames.positions_nm, dtype=torch.float64))
-        rows = angles.new_zeros((len(angles), n_torus + 1))
-        rows[:, : angles.shape[1]], rows[:, -1] = angles, float(number)
-        features.append(rows)
-        weights.append(torch.as_tensor(datasets.boltzmann_weights(frames, datasets.training_log_temperature(one) * (1 - side))))
-    return TrainingSet(torch.cat(features), torch.cat(weights))

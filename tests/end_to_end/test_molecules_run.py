@@ -23,6 +23,7 @@ from hpc_molgen.config import load_config
 from hpc_molgen.pipeline import run_stages
 from hpc_molgen.representations import relaxed
 from hpc_molgen.run import STAGES, Run, stage_costs
+from hpc_molgen.training import shared
 from hpc_molgen.workers import Workers
 from tests.conftest import CommandLine
 
@@ -155,6 +156,7 @@ def test_frames_of_the_unseen_molecule_do_not_enter_training(run: Run, monkeypat
         values = [f"molecules={json.dumps(entries)}", LIST[1], *SETTINGS]
         out = run.directory.with_name(name)
         shutil.copytree(run.directory, out)
+        (out / "train" / "shared.json").unlink()  # or else it would be taken for glycine
         other = Run.create(out, load_config("peptides", values), Workers())
         run_stages(other, ["reference", "featurize", "train"])
         walkers = [out / "molecules" / name / "reference" / "walker-0000.h5", out / "molecules" / name]
@@ -162,6 +164,25 @@ def test_frames_of_the_unseen_molecule_do_not_enter_training(run: Run, monkeypat
         with h5py.File(walkers[0]) as new, h5py.File(old) as before:
             assert not np.array_equal(new["coordinates"][()], before["coordinates"][()])
         assert stage_costs(other, "train")["attempts"] == 2 and same_surrogate(run.directory, out) is same
+
+
+def test_a_further_molecule_gets_the_surrogate_that_is_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third one comes when all is done: nothing of the first two is made again, and no surrogate is trained."""
+    for name, value in (("TRIALS", 200), ("HESSIANS", 6), ("ROUNDS", 1)):
+        monkeypatch.setattr(relaxed, name, value)
+    monkeypatch.setattr(shared, "train_shared", lambda *_: pytest.fail("trains"))
+    before = [[stage_costs(one, stage)["attempts"] for stage in STAGES] for one in molecules.members(run)]
+    kept = run.path("train", "surrogate.safetensors").read_bytes()
+    values = ["molecules=[SER,ALA,GLY]", "unseen=[GLY,SER]", *SETTINGS]
+    further = Run.create(run.directory, load_config("peptides", values), Workers())
+    run_stages(further, ["reference", "featurize", "train", "sample", "correct"])
+    ser, *others = molecules.members(further)
+    assert all(molecules.is_done(further, stage) for stage in ("reference", "featurize", "train", "sample", "correct"))
+    assert [[stage_costs(one, stage)["attempts"] for stage in STAGES] for one in others] == before
+    assert further.path("train", "surrogate.safetensors").read_bytes() == kept
+    assert further.details("train")["molecules"] == ["ALA"] and further.details("train")["n_items"] > 0
+    with h5py.File(ser.path("sample", "proposals.h5")) as file:
+        assert len(file["coordinates"]) == 300 and np.isfinite(file["log_density"][()]).all()
 
 
 def test_the_same_command_again_does_nothing(command: CommandLine, finished: Path) -> None:

@@ -23,6 +23,7 @@ from hpc_molgen.launch.site import SiteConfig
 from hpc_molgen.molecules import member_configs, members, run_molecules
 from hpc_molgen.provenance import provenance
 from hpc_molgen.run import STAGES, Run
+from hpc_molgen.training import shared
 from hpc_molgen.workers import Stopwatch, Workers
 from tests.conftest import CommandLine
 
@@ -262,12 +263,13 @@ def stage_by_hand(run: Run, stages: Any, *, again: bool = False) -> None:
 
 
 def test_a_finished_shared_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it ended while molecules were still tuned; with another list of molecules it is another training."""
+    """Where it ended while molecules were still tuned, nor for further unseen molecules; for others to learn from it is."""
     calls: list[list[str]] = []
 
     def training(run: Run, seen: list[Run]) -> dict[str, Any]:
         calls.append([one.config.name for one in seen])
-        run.path("train", "surrogate.safetensors").write_bytes(b"trained")
+        run.path("train", "surrogate.safetensors").write_bytes(f"trained {len(calls)}".encode())
+        run.path("train", "metrics.jsonl").write_text("{}")
         return {"molecules": calls[-1], "train_cpu_s": 1.0}
 
     def failing(run: Run, stages: Any, *, again: bool = False) -> None:
@@ -275,20 +277,33 @@ def test_a_finished_shared_training_is_not_repeated(tmp_path: Path, monkeypatch:
             raise InputError("the disk is on fire")
         stage_by_hand(run, stages)
 
-    monkeypatch.setattr(molecules, "train_shared", training)
+    monkeypatch.setattr(shared, "train_shared", training)
     run = created(tmp_path, "reference", "featurize")
     with pytest.raises(InputError, match="GLY: the disk is on fire"):
         run_molecules(run, ["train"], failing)
     assert not run.is_done("train") and "GLY: the disk" in failures.first([run.path("train")])["error"]  # type: ignore[index]
     run_molecules(run, ["train"], stage_by_hand)
     assert molecules.is_done(run, "train") and calls == [["ALA", "P"]]
-    assert run.details("train") == {"molecules": ["ALA", "P"], "train_cpu_s": 1.0}
+    run_details = run.details("train")
+    assert run_details == {"molecules": ["ALA", "P"], "train_cpu_s": 1.0}
     members(run)[0].path("train", "done.json").unlink()
     run_molecules(run, ["train"], stage_by_hand)
     assert molecules.is_done(run, "train") and len(calls) == 1
     other = created(tmp_path, "reference", "featurize", unseen=[])
     run_molecules(other, ["train"], stage_by_hand)
     assert calls[1:] == [["ALA", "P", "GLY"]]
+    further = created(tmp_path, "reference", "featurize", molecules=["SER", *BASE["molecules"]], unseen=["SER", "GLY"])
+    run_molecules(further, ["train"], stage_by_hand)
+    assert molecules.is_done(further, "train") and len(calls) == 2 and further.details("train") == run_details
+    assert further.path("train", "surrogate.safetensors").read_bytes() == b"trained 1"
+    smaller = {"name": "transferable", "layers": 2}
+    changed: tuple[dict[str, Any], ...] = ({"train": {"n_steps": 7}}, {"seed": 4}, {"surrogate": smaller})
+    for number, setting in enumerate(changed, 3):
+        run_molecules(created(tmp_path, "reference", "featurize", **setting), ["train"], stage_by_hand)
+        assert len(calls) == number and calls[-1] == ["ALA", "P"]
+    another = [BASE["molecules"][0] + "-SER", *BASE["molecules"][1:]]
+    run_molecules(created(tmp_path, "reference", "featurize", molecules=another), ["train"], stage_by_hand)
+    assert calls[5:] == [["ALA-SER", "P"]]
 
 
 def test_a_share_leaves_the_whole_undone(tmp_path: Path) -> None:
