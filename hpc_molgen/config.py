@@ -236,6 +236,12 @@ class TransferableConfig(Model):
     )
     tune_steps: int = Field(0, ge=0, description="of 'trained': steps of further training on the frames of this molecule")
     tune_learning_rate: float = Field(3e-4, gt=0, description="of those steps")
+    tune_rehearsal: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of its own earlier samples among what it is tuned on, so that it keeps what few frames do not show",
+    )
 
 
 class GanConfig(Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -10,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_molgen.config import RepresentationConfig, SystemConfig
+from hpc_molgen.config import RepresentationConfig, SystemConfig, TrainConfig
 from hpc_molgen.errors import InputError
 from hpc_molgen.representations.relaxed import RelaxedRepresentation
 from hpc_molgen.representations.rotors import free_rotors
 from hpc_molgen.representations.zmatrix import ZMatrix
-from hpc_molgen.surrogates.base import load_surrogate
+from hpc_molgen.surrogates.base import Surrogate, load_surrogate
 from hpc_molgen.surrogates.diffusion.transferable import EVERYWHERE, TransferableDiffusion, constant_features
 from hpc_molgen.systems.base import MolecularSystem
 from hpc_molgen.systems.graph import MolecularGraph, molecular_graph
 from hpc_molgen.systems.registry import load_system
+from hpc_molgen.training.batches import TrainingSet
+from hpc_molgen.training.distributed import process_group
+from hpc_molgen.training.loop import Trainer
+from hpc_molgen.training.stage import with_rehearsal
 
 SMALL = {"hidden": 24, "depth": 1, "harmonics": 3, "width": 16, "layers": 2}
 
@@ -247,3 +252,38 @@ def test_features_that_never_varied_in_training_are_not_used() -> None:
 def test_a_molecule_of_which_nothing_turns_is_refused() -> None:
     with pytest.raises(InputError, match="no torsion of it turns freely"):
         molecular_graph(peptide("GLY"), [])
+
+
+def test_tuning_on_few_frames_keeps_what_they_do_not_show(tmp_path: Path) -> None:
+    """Three in ten items have phi > 0, no frame of the tuning has: half of them stay if half of what is shown is rehearsed."""
+    torch.manual_seed(3)
+    made = TransferableDiffusion([graph_of(peptide("ALA")).as_dict()], residues=["ALA"], **SMALL)
+    generator = torch.Generator().manual_seed(4)
+
+    def frames(n: int, share: float) -> TrainingSet:
+        right = torch.rand(n, generator=generator) < share
+        phi = torch.where(right, 1.0, -1.5) + 0.3 * torch.randn(n, generator=generator)
+        rest = 0.3 * torch.randn((n, made.n_torus - 1), generator=generator)
+        return TrainingSet(torch.cat([phi[:, None], rest], dim=1).double(), torch.ones(n))
+
+    def trained(start: Surrogate, data: TrainingSet, folder: str, n_steps: int) -> Surrogate:
+        steps = {"n_steps": n_steps, "validate_every": n_steps, "warmup_steps": 10, "ema_decay": 0.98, "batch_size": 256}
+        (tmp_path / folder).mkdir()
+        own = TrainConfig.model_validate(steps)
+        return Trainer(start, own, data, frames(100, 0.3), tmp_path / folder, process_group("cpu"), 1, lambda _: None).run()
+
+    def copied() -> Surrogate:
+        return copy.deepcopy(first).requires_grad_(True)
+
+    def share_on_the_right(surrogate: Surrogate) -> float:
+        phi = surrogate.eval().sample(2000, 5, log_density=False)[0][:, 0]
+        return float((torch.remainder(phi + torch.pi, 2 * torch.pi) - torch.pi > -0.2).double().mean())
+
+    first = trained(made, frames(4000, 0.3), "first", 400)
+    assert share_on_the_right(first) == pytest.approx(0.3, abs=0.06)
+    few = frames(60, 0.0)
+    both = with_rehearsal(few, copied(), 0.5, 1)
+    shown = both.weights / both.weights.sum()
+    assert float(shown[:60].sum()) == pytest.approx(0.5) and float(shown[both.features[:, 0] > -0.2].sum()) > 0.1
+    assert share_on_the_right(trained(copied(), both, "rehearsed", 300)) == pytest.approx(0.15, abs=0.05)
+    assert share_on_the_right(trained(copied(), few, "not", 300)) < 0.02

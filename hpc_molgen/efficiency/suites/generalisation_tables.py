@@ -18,10 +18,11 @@ QUESTION = (
 )
 NOTES = [
     "Zero-shot: the shared surrogate as it is; the residue gives its force field alone, by which stiff coordinates are "
-    "relaxed and scaled. Few-shot: tuned on plain MD of 100 ps. Own energies: one round of training on its own weighted "
-    "samples, no MD. From scratch: a diffusion of all internal coordinates, trained on the training half of that residue's "
-    "MD. MD: parallel tempering in the batched engine at 1 fs, flexible, of which all else is judged by the held-out half; "
-    "no bias, longer step or heavier hydrogen was tried, which a residue may gain a factor of two or so from.",
+    "relaxed and scaled. Few-shot: tuned on plain MD of 100 ps and as much on samples of its own. Own energies: one "
+    "round of training on its own weighted samples, no MD. From scratch: a diffusion of all internal coordinates, trained on "
+    "the training half of that residue's MD. MD: parallel tempering in the batched engine at 1 fs, flexible, of which all "
+    "else is judged by the held-out half; no bias, longer step or heavier hydrogen was tried, which a residue may gain "
+    "a factor of two or so from.",
     "Divergences from held-out MD: Jensen-Shannon in nats, 60 x 60 bins for (phi, psi) and 100 for each chi (their mean); the "
     "noise floor is that of training MD, and both are thinned to the same Kish size; beside it that of all training frames. "
     "ESS is Kish's of unclipped importance weights, without annealing. Effective samples count by the state (basins of the "
