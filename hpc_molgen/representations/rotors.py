@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpc_molgen.errors import InputError
-from hpc_molgen.systems.bonds import is_single, linear_atoms
+from hpc_molgen.systems.bonds import is_single, linear_atoms, smallest_ring
 from hpc_molgen.systems.torsions import Quad, atoms_beyond, is_carbonyl, neighbours_of
 
 if TYPE_CHECKING:
@@ -84,26 +84,6 @@ def free_rotors(topology: mdtraj.Topology, zmatrix: ZMatrix) -> list[Rotor]:
             continue
         rotors.append(Rotor(number, (row.c, row.b, row.a, row.atom), row.fold))
     return rotors
-
-
-def smallest_ring(neighbours: list[list[int]], first: int, second: int) -> frozenset[int]:
-    """Return the atoms of a smallest ring that the bond first-second closes; the two atoms alone where it closes none."""
-    before = {first: first}
-    queue = [first]
-    for atom in queue:
-        for other in neighbours[atom]:
-            if other in before or (atom == first and other == second):
-                continue
-            before[other] = atom
-            queue.append(other)
-        if second in before:
-            break
-    ring = {first, second}
-    atom = second
-    while atom in before and atom != first:
-        ring.add(atom)
-        atom = before[atom]
-    return frozenset(ring)
 
 
 def _is_planar(i: int, j: int, elements: list[str], neighbours: list[list[int]]) -> bool:

@@ -1,4 +1,4 @@
-"""The graph of bonds: which of them are single, a tree over them, and its branches."""
+"""The graph of bonds: which of them are single, its rings, a tree over them, and its branches."""
 
 from __future__ import annotations
 
@@ -52,6 +52,26 @@ def branches(tree: dict[int, int], elements: list[str]) -> dict[int, list[int]]:
     for branch in children.values():
         branch.sort(key=lambda child: (-size[child], elements[child] == "H", child))
     return children
+
+
+def smallest_ring(neighbours: list[list[int]], first: int, second: int) -> frozenset[int]:
+    """Return the atoms of a smallest ring that the bond first-second closes; the two atoms alone where it closes none."""
+    before = {first: first}
+    queue = [first]
+    for atom in queue:
+        for other in neighbours[atom]:
+            if other in before or (atom == first and other == second):
+                continue
+            before[other] = atom
+            queue.append(other)
+        if second in before:
+            break
+    ring = {first, second}
+    atom = second
+    while atom in before and atom != first:
+        ring.add(atom)
+        atom = before[atom]
+    return frozenset(ring)
 
 
 def linear_atoms(topology: mdtraj.Topology, neighbours: list[list[int]]) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from openmm import unit
 
 from hpc_molgen.angles import wrap
 from hpc_molgen.errors import InputError
+from hpc_molgen.systems.bonds import smallest_ring
 from hpc_molgen.systems.residues import STANDARD, residue_features
 from hpc_molgen.systems.torsions import Quad, neighbours_of, torsion_angles
 
@@ -83,13 +84,13 @@ class MolecularGraph:
         """Return the graph of the mirror image, of which every torsion has the opposite sign."""
         odd = np.concatenate([np.ones(HARMONICS), -np.ones(HARMONICS)])
         changed = {"hanging_turn": -self.hanging_turn, "turn": -self.turn, "centre": -self.centre, "energy": self.energy * odd}
-        return MolecularGraph(**{field.name: changed.get(field.name, getattr(self, field.name)) for field in fields(self)})
+        return replace(self, **changed)
 
     def anonymous(self) -> MolecularGraph:
         """Return the graph without the types of its residues, as of residues that a network has not been taught."""
         atoms = self.atoms.copy()
         atoms[:, len(ATOM_FEATURES) : len(ATOM_FEATURES) + N_RESIDUE_TYPES] = 0
-        return MolecularGraph(**{field.name: getattr(self, field.name) for field in fields(self)} | {"atoms": atoms})
+        return replace(self, atoms=atoms)
 
     def residue_types(self) -> list[str]:
         """Return the types of its residues, sorted."""
@@ -253,26 +254,10 @@ def _charges(energy: openmm.System) -> list[float]:
 
 
 def _in_rings(neighbours: list[list[int]]) -> set[int]:
-    """Atoms of rings: those that are left when ends are taken away again and again, but for what links two rings."""
-    found = set()
-    for first, near in enumerate(neighbours):
-        for second in near:
-            if second > first and _joined(neighbours, first, second):
-                found |= {first, second}
-    return found
-
-
-def _joined(neighbours: list[list[int]], first: int, second: int) -> bool:
-    """Whether two bonded atoms are joined by another path than their bond."""
-    seen, queue = {first}, [first]
-    for atom in queue:
-        for other in neighbours[atom]:
-            if (atom, other) != (first, second) and other not in seen:
-                if other == second:
-                    return True
-                seen.add(other)
-                queue.append(other)
-    return False
+    """Atoms of rings."""
+    bonds = ((first, second) for first, near in enumerate(neighbours) for second in near if second > first)
+    rings = (smallest_ring(neighbours, *bond) for bond in bonds)
+    return {atom for ring in rings if len(ring) > 2 for atom in ring}
 
 
 def _hybridisation(element: str, near: list[int], positions_nm: np.ndarray, atom: int) -> str:
