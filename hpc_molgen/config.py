@@ -240,7 +240,7 @@ class TransferableConfig(Model):
         0.5,
         ge=0,
         lt=1,
-        description="share of its own earlier samples among what it is tuned on, so that it keeps what few frames do not show",
+        description="share of its own earlier samples in what it is tuned on: they keep what few frames do not show",
     )
 
 

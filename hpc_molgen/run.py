@@ -144,7 +144,8 @@ class Run:
         sections, upstream = self.inputs(stage)
         values = self.config.model_dump(mode="json")
         own: dict[str, Any] = {s: {k: v for k, v in values[s].items() if k not in _HOW | _BY_CONTENT} for s in sections}
-        files: dict[str, Any] = {name: _file_stamp(Path(name)) for name in _named_files(values["system"], values["reference"])}
+        entries = [entry for entry in values["molecules"] if isinstance(entry, dict)]
+        files: dict[str, Any] = {name: _file_stamp(Path(name)) for part in (values, *entries) for name in _named_files(part)}
         if self.config.molecules:
             own["molecules"] = [_about(entry, sections) for entry in values["molecules"]]
             names = {molecule_name(entry) for entry in values["molecules"]}
@@ -229,18 +230,30 @@ class Run:
             write_json(marker, {"fingerprint": fingerprint, "pid": os.getpid(), "host": socket.gethostname()})
         return ""
 
+    @contextlib.contextmanager
+    def counted(self, part: str) -> Iterator[None]:
+        """Count what a part of a stage costs this rank, whatever happens, under a name of its own in `stage_costs`."""
+        spent, finished = _Spent(), False
+        try:
+            yield
+            finished = True
+        finally:
+            self._append_cost(part, spent, finished)
+
     def _count(self, stage: str, spent: _Spent, error: BaseException | None) -> None:
-        """Append this rank's cost of this attempt, finished or not, to costs.jsonl."""
-        record: dict[str, Any] = {"rank": self.workers.rank, **spent.so_far()}
-        record |= {"finished": error is None, "workers": self.workers.n_parallel}
-        path = self.path("costs", f"{stage}.jsonl")  # outside of the stage's folder: searches over settings are counted too
+        self._append_cost(stage, spent, error is None)
+        interrupted = isinstance(error, KeyboardInterrupt | Interrupted) or interrupts.came()
+        if error is not None and not interrupted:
+            failures.note(self.path(stage), error, self.workers)
+
+    def _append_cost(self, name: str, spent: _Spent, finished: bool) -> None:
+        """Append this rank's cost of this attempt, finished or not."""
+        record = {"rank": self.workers.rank, **spent.so_far(), "finished": finished, "workers": self.workers.n_parallel}
+        path = self.path("costs", f"{name}.jsonl")  # outside of the stage's folder: searches over settings are counted too
         with contextlib.suppress(OSError):  # a full disk must not hide the error
             path.parent.mkdir(exist_ok=True)
         with contextlib.suppress(OSError), open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
-        interrupted = isinstance(error, KeyboardInterrupt | Interrupted) or interrupts.came()
-        if error is not None and not interrupted:
-            failures.note(self.path(stage), error, self.workers)
 
     def details(self, stage: str) -> dict[str, Any]:
         """Figures that a finished stage recorded."""
@@ -282,9 +295,11 @@ def trained_file(path: Path) -> Path:
     return path / "train" / "surrogate.safetensors" if path.is_dir() else path
 
 
-def _named_files(system: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    names = [system["pdb"], system["sdf"], system["system_xml"], *system["force_field"]]
-    return [name for name in [*names, reference["trajectory_topology"], *reference["trajectories"]] if name]
+def _named_files(values: dict[str, Any]) -> list[str]:
+    """Files that the frames are made from, as a configuration or an entry of `molecules` names them."""
+    system, reference = values.get("system") or {}, values.get("reference") or {}
+    names = [system.get("pdb"), system.get("sdf"), system.get("system_xml"), *(system.get("force_field") or ())]
+    return [name for name in [*names, reference.get("trajectory_topology"), *(reference.get("trajectories") or ())] if name]
 
 
 def _file_stamp(path: Path) -> list[int | str]:

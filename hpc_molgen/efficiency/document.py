@@ -299,10 +299,12 @@ def _training(run: Run, results: Results) -> Section | None:
     if not results.evidence.training_log:
         return None
     details = run.details("train")
+    own = details.get("n_rehearsed", 0)
+    rehearsed = f" and {own:,} samples of its own" if own else ""
     text = (
-        f"{run.config.surrogate.name} surrogate, {details['n_parameters']:,} parameters, {run.config.train.n_steps:,} steps "
+        f"{run.config.surrogate.name} surrogate, {details['n_parameters']:,} parameters, {details['steps']:,} steps "
         f"of {run.config.train.batch_size:,} "
-        f"on {details['n_items']:,} frames, {details['ranks']} rank(s) on {details['device']}. Last loss "
+        f"on {details['n_items'] - own:,} frames{rehearsed}, {details['ranks']} rank(s) on {details['device']}. Last loss "
         f"{number(details['loss'], 4)} (training batches), {number(details['held_out_loss'], 4)} (held-out)."
     )
     caption = (

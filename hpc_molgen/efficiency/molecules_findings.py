@@ -113,7 +113,7 @@ class Findings:
 
 def collect(run: Run, runs: Sequence[Run]) -> Findings:
     """Read what the molecules' reports say, and what their stages cost."""
-    training = _training(run, runs)
+    training = _training(run)
     roles = [_role(run, one) for one in runs]
     part = training["cpu_s"] / sum(role in (SEEN, UNSEEN) for role in roles) if training else 0.0
     molecules = [_molecule(one, role, part if role in (SEEN, UNSEEN) else 0.0) for one, role in zip(runs, roles, strict=True)]
@@ -132,17 +132,13 @@ def collect(run: Run, runs: Sequence[Run]) -> Findings:
     return Findings(molecules, training, medians, totals)
 
 
-def _training(run: Run, runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the figures of the shared training.
-
-    Its cost is that of the whole's stage less that of the molecules' own in it, so that attempts that were cut short count too.
-    """
+def _training(run: Run) -> dict[str, Any] | None:
+    """Return the figures of the shared training, with its cost over all attempts."""
     details = run.details("train")
     if "molecules" not in details:
         return None
-    spent = stage_costs(run, "train")["cpu_s"] - sum(stage_costs(one, "train")["cpu_s"] for one in runs)
     kept = {name: details.get(name) for name in ("n_parameters", "molecules", "n_items", "steps", "loss", "held_out_loss")}
-    return kept | {"cpu_s": max(spent, float(details["train_cpu_s"]))}
+    return kept | {"cpu_s": max(stage_costs(run, "shared")["cpu_s"], float(details["train_cpu_s"]))}
 
 
 def _molecule(one: Run, role: str, training_part_cpu_s: float) -> Molecule:

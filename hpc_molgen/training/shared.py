@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hpc_molgen import datasets
-from hpc_molgen.config import TransferableConfig
+from hpc_molgen.config import RefineConfig, TransferableConfig
 from hpc_molgen.errors import InputError
 from hpc_molgen.files import appearing_whole, read_json, write_json
 from hpc_molgen.representations.base import Representation, load_representation
@@ -31,8 +31,8 @@ _MADE = "surrogate.safetensors", "metrics.jsonl", _FIGURES  # the figures last: 
 def shared_surrogate(run: Run, seen: Sequence[Run]) -> dict[str, Any]:
     """Return the figures of the shared training, which is done unless it was done before with the same inputs.
 
-    That was by an attempt before this one, or for another list of molecules that are `unseen`: those give nothing to it, so a
-    surrogate is trained once and asked for as many of them as there are, whenever they come.
+    That was by an attempt before this one, or for another list of molecules that are `unseen`, or to be tuned otherwise: these
+    change nothing of it, so a surrogate is trained once and asked for as many molecules as there are, whenever they come.
 
     Parameters
     ----------
@@ -50,7 +50,8 @@ def shared_surrogate(run: Run, seen: Sequence[Run]) -> dict[str, Any]:
         raise InputError("molecules: all have surrogates of their own or are unseen; the shared one has nothing to learn from")
     kept, inputs = run.path("train", _FIGURES), shared_inputs(run, seen)
     if not run.workers.from_root(lambda: kept.is_file() or _taken_over(run, inputs)) and run.workers.trains:
-        made = train_shared(run, seen)
+        with run.counted("shared"):
+            made = train_shared(run, seen)
         if run.workers.is_root:
             write_json(kept, {"inputs": inputs, "figures": made})
     figures: dict[str, Any] = run.workers.from_root(lambda: read_json(kept)["figures"])
@@ -59,20 +60,22 @@ def shared_surrogate(run: Run, seen: Sequence[Run]) -> dict[str, Any]:
 
 def shared_inputs(run: Run, seen: Sequence[Run]) -> str:
     """Return a hash of all that the shared training depends on: its settings, the frames of `seen` and how they are told."""
-    alone = run.config.model_copy(update={"molecules": (), "unseen": ()})
-    own = Run(run.directory, alone, run.workers).fingerprint("train")
+    surrogate = run.config.surrogate
+    untuned = surrogate.model_copy(update={name: type(surrogate).model_fields[name].default for name in ABOUT_TUNING})
+    alone = {"molecules": (), "unseen": (), "surrogate": untuned, "refine": RefineConfig()}
+    own = Run(run.directory, run.config.model_copy(update=alone), run.workers).fingerprint("train")
     text = json.dumps([own, [[one.config.name, one.fingerprint("featurize")] for one in seen]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _taken_over(run: Run, inputs: str) -> bool:
     """Copy what a training with these inputs has left, if there is one, and say whether there is."""
-    for path in sorted(run.directory.glob(f"train.old-*/{_FIGURES}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if read_json(path).get("inputs") == inputs:
-            log.info("the shared surrogate has learnt from the same molecules before: it is that of %s", path.parent)
+    for folder in sorted(run.directory.glob("train.old-*"), reverse=True):
+        if all((folder / name).is_file() for name in _MADE) and read_json(folder / _FIGURES).get("inputs") == inputs:
+            log.info("the shared surrogate has learnt from the same molecules before: it is that of %s", folder)
             for name in _MADE:
                 with appearing_whole(run.path("train", name)) as partial:
-                    shutil.copy2(path.with_name(name), partial)
+                    shutil.copy2(folder / name, partial)
             return True
     return False
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MAX_WINDOWS = 2_000_000
 ABOUT_ITEMS = ("windows", "time_bins", "scores")  # of the data, not of the network
 ABOUT_TUNING = ("trained", "tune_steps", "tune_learning_rate", "tune_rehearsal")
-REHEARSED = 5000  # own samples of a surrogate that is tuned
+REHEARSED, TOGETHER = 5000, 1000  # own samples of a surrogate that is tuned, and how many of them are drawn at once
 
 
 def build_surrogate(
@@ -205,9 +205,11 @@ def train_surrogate(run: Run, items: TrainingSet | None = None) -> dict[str, Any
         tuned = {"n_steps": kind.tune_steps, "learning_rate": kind.tune_learning_rate, "warmup_steps": warmup}
         config = config.model_copy(update=tuned)
     train, held_out = training_sets(run, representation) if items is None else (items, held_out_set(run, representation))
-    if isinstance(kind, TransferableConfig) and kind.trained is not None and kind.tune_rehearsal:
+    n_frames = len(train)
+    if isinstance(kind, TransferableConfig) and kind.trained is not None and kind.tune_rehearsal and items is None:
         train = with_rehearsal(train, surrogate, kind.tune_rehearsal, run.config.seed)
-    return train_on(run, surrogate, config, train, held_out, run.system.key)
+    figures = train_on(run, surrogate, config, train, held_out, run.system.key)
+    return figures | {"n_rehearsed": len(train) - n_frames} if figures and len(train) > n_frames else figures
 
 
 def with_rehearsal(frames: TrainingSet, surrogate: Surrogate, share: float, seed: int) -> TrainingSet:
@@ -216,7 +218,8 @@ def with_rehearsal(frames: TrainingSet, surrogate: Surrogate, share: float, seed
     A network that learns anew loses what it is not shown, for which its own output of before can stand: Robins (1995,
     Connection Science 7, 123). Frames of short MD show few basins, samples of a surrogate of other molecules all of them.
     """
-    own, _ = surrogate.eval().sample(REHEARSED, derive_seed(seed, "rehearsal"), log_density=False)
+    seeds = [derive_seed(seed, "rehearsal", number) for number in range(REHEARSED // TOGETHER)]
+    own = torch.cat([surrogate.eval().sample(TOGETHER, one, log_density=False)[0] for one in seeds])
     surrogate.train()
     features = torch.cat([frames.features, own[:, : frames.features.shape[1]].to(frames.features)])
     told = frames.weights.double() * (1 - share) / frames.weights.double().sum()

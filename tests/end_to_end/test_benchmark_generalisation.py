@@ -39,7 +39,8 @@ def test_smoke_run_writes_a_complete_record(smoke: Path) -> None:
         assert 0 < zero["n_effective"] <= 1.05 * zero["n"] and row["md"]["n_effective"] > 0
         assert ("corrected_chi" in zero) == (row["name"] == "VAL")  # glycine has no side chain
     few = json.loads((shared / "molecules" / "VAL-few-shot" / "train" / "done.json").read_text())["details"]
-    assert few["steps"] == 5 and few["n_items"] == 20 + REHEARSED  # 4 ps of two walkers, a frame each 0.2 ps
+    assert few["n_rehearsed"] == REHEARSED
+    assert few["steps"] == 5 and few["n_items"] - few["n_rehearsed"] == 20  # 4 ps of two walkers, a frame each 0.2 ps
     names = [row["name"] for row in record["targets"]]
     assert len(names) == 5 and any("median ESS" in name for name in names)
 

@@ -156,7 +156,8 @@ def test_frames_of_the_unseen_molecule_do_not_enter_training(run: Run, monkeypat
         values = [f"molecules={json.dumps(entries)}", LIST[1], *SETTINGS]
         out = run.directory.with_name(name)
         shutil.copytree(run.directory, out)
-        (out / "train" / "shared.json").unlink()  # or else it would be taken for glycine
+        if same:
+            (out / "train" / "shared.json").unlink()  # or else it would be taken over and not trained
         other = Run.create(out, load_config("peptides", values), Workers())
         run_stages(other, ["reference", "featurize", "train"])
         walkers = [out / "molecules" / name / "reference" / "walker-0000.h5", out / "molecules" / name]
@@ -181,6 +182,7 @@ def test_a_further_molecule_gets_the_surrogate_that_is_there(run: Run, monkeypat
     assert [[stage_costs(one, stage)["attempts"] for stage in STAGES] for one in others] == before
     assert further.path("train", "surrogate.safetensors").read_bytes() == kept
     assert further.details("train")["molecules"] == ["ALA"] and further.details("train")["n_items"] > 0
+    assert stage_costs(further, "shared")["attempts"] == 1 and stage_costs(further, "train")["attempts"] == 2
     with h5py.File(ser.path("sample", "proposals.h5")) as file:
         assert len(file["coordinates"]) == 300 and np.isfinite(file["log_density"][()]).all()
 

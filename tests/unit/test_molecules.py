@@ -306,6 +306,57 @@ def test_a_finished_shared_training_is_not_repeated(tmp_path: Path, monkeypatch:
     assert calls[5:] == [["ALA-SER", "P"]]
 
 
+def test_whose_frames_and_which_settings_the_shared_training_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def training(run: Run, seen: list[Run]) -> dict[str, Any]:
+        calls.append(len(seen))
+        for name in ("surrogate.safetensors", "metrics.jsonl"):
+            run.path("train", name).write_text(str(len(calls)))
+        return {"molecules": [one.config.name for one in seen], "train_cpu_s": 1.0}
+
+    def n_trainings(**other: Any) -> int:
+        run_molecules(created(tmp_path, "reference", "featurize", **other), ["train"], stage_by_hand)
+        assert run_costs(tmp_path) == len(calls)
+        return len(calls)
+
+    def with_own(name: str, **own: Any) -> list[Any]:
+        entry = {"name": name, "system": {"sequence": name}, **own}
+        return [entry if one == name else one for one in BASE["molecules"]]
+
+    def run_costs(folder: Path) -> int:
+        return len((folder / "costs" / "shared.jsonl").read_text().splitlines())
+
+    monkeypatch.setattr(shared, "train_shared", training)
+    assert n_trainings() == 1
+    assert n_trainings(molecules=with_own("GLY", seed=5)) == n_trainings(refine={"rounds": 1}) == 1
+    assert n_trainings(surrogate={"name": "transferable", "tune_steps": 9, "tune_rehearsal": 0.2}) == 1
+    assert n_trainings(molecules=with_own("ALA", seed=5)) == 2
+    assert n_trainings(molecules=with_own("ALA", reference={"n_walkers": 6})) == 3
+    assert n_trainings(molecules=with_own("GLY", reference={"n_walkers": 6})) == n_trainings() == 3
+    assert n_trainings(unseen=["GLY", "P"]) == 4
+    for folder in tmp_path.glob("train.old-*"):
+        (folder / "surrogate.safetensors").unlink()
+    assert n_trainings() == 5  # what is incomplete is not taken over
+
+
+def test_a_changed_file_of_an_entry_makes_all_out_of_date(tmp_path: Path) -> None:
+    path = tmp_path / "own.xtc"
+    entry = {"name": "own", "system": {"sequence": "SER"}, "reference": {"trajectories": [str(path)]}}
+
+    def prints() -> list[str]:
+        return [whole(tmp_path, molecules=["ALA", entry], unseen=[]).fingerprint(stage) for stage in STAGES]
+
+    path.write_bytes(b"frames")
+    before = prints()
+    path.write_bytes(b"more frames")
+    assert not set(before) & set(prints())
+    path.write_bytes(b"frames")
+    assert prints() == before
+
+
 def test_a_share_leaves_the_whole_undone(tmp_path: Path) -> None:
     def none_is_done(run: Run, stages: Any, *, again: bool = False) -> None:
         run.directory.joinpath("seen").write_text(str(run.workers.share))
@@ -410,8 +461,8 @@ def reported(tmp_path: Path) -> Make:
                 line = {"rank": 0, "cpu_s": 10.0**number, "wall_s": 1.0, "joules": None, "finished": True}
                 one.path("costs", f"{stage}.jsonl").write_text(json.dumps(line) + "\n")
         run.path("costs").mkdir()
-        lines = [{"rank": 0, "cpu_s": cpu_s, "wall_s": 1.0, "joules": None, "finished": True} for cpu_s in (200.0, 190.0)]
-        run.path("costs", "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [{"rank": 0, "cpu_s": cpu_s, "wall_s": 1.0, "joules": None, "finished": True} for cpu_s in (70.0, 20.0)]
+        run.path("costs", "shared.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         figures = {"molecules": ["ALA", "P"], "n_items": 7, "n_parameters": 9, "train_cpu_s": 50.0}
         finish(run, "train", **(figures if molecules.shares_surrogate(run.config) else {}))
         return run, runs
@@ -456,7 +507,7 @@ def test_a_report_of_molecules_of_all_kinds(reported: Make) -> None:
     assert pro["cv"] == "torsion1" and pro["ratio"] == {"raw": None, "corrected": None} and pro["delta_f"]["corrected"] is None
     assert gly["ess_fraction"] is None and [one["role"] for one in (ala, pro, gly)] == ["seen", "seen", "unseen"]
     assert found["unseen_medians"] == {"ess_fraction": None, "ratio": None}
-    assert found["surrogate"]["cpu_s"] == 200 + 190 - 3 * 100  # of both attempts, less what the molecules' own took
+    assert found["surrogate"]["cpu_s"] == 70 + 20  # of both attempts
     assert ala["training_part_cpu_s"] == pytest.approx(90 / 3) and ala["reference_cpu_s"] == 1 and ala["farm_cpu_s"] == 1e5
     assert ala["own_cpu_s"] == 10 + 100 + 1000 + 10000 and found["totals"]["reference_of_seen_cpu_s"] == 2
     html, text = (run.path("report", f"report.{kind}").read_text() for kind in ("html", "md"))
