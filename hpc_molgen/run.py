@@ -297,7 +297,8 @@ def trained_file(path: Path) -> Path:
 
 def _named_files(values: dict[str, Any]) -> list[str]:
     """Files that the frames are made from, as a configuration or an entry of `molecules` names them."""
-    system, reference = values.get("system") or {}, values.get("reference") or {}
+    told = (values.get("system"), values.get("reference"))
+    system, reference = (part if isinstance(part, dict) else {} for part in told)  # other mistakes are told elsewhere
     names = [system.get("pdb"), system.get("sdf"), system.get("system_xml"), *(system.get("force_field") or ())]
     return [name for name in [*names, reference.get("trajectory_topology"), *(reference.get("trajectories") or ())] if name]
 
