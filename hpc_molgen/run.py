@@ -141,11 +141,16 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """Hash of all that the stage's results depend on: its sections, the seed, the schema, and what it reads."""
-        sections, upstream = self.inputs(stage)
         values = self.config.model_dump(mode="json")
+        parts = (values, *(entry for entry in values["molecules"] if isinstance(entry, dict)))
+        frames = {name: _file_stamp(Path(name)) for part in parts for name in _named_files(part)}
+        return self._fingerprint(stage, values, frames)
+
+    def _fingerprint(self, stage: str, values: dict[str, Any], frames: dict[str, Any]) -> str:
+        """Hash of a stage and of those before it, of a configuration and the stamps of the files that its frames come from."""
+        sections, upstream = self.inputs(stage)
         own: dict[str, Any] = {s: {k: v for k, v in values[s].items() if k not in _HOW | _BY_CONTENT} for s in sections}
-        entries = [entry for entry in values["molecules"] if isinstance(entry, dict)]
-        files: dict[str, Any] = {name: _file_stamp(Path(name)) for part in (values, *entries) for name in _named_files(part)}
+        files = dict(frames)
         if self.config.molecules:
             own["molecules"] = [_about(entry, sections) for entry in values["molecules"]]
             names = {molecule_name(entry) for entry in values["molecules"]}
@@ -157,9 +162,8 @@ class Run:
         if stage == "farm" and self.config.farm.starts is not None:
             starts = Path(self.config.farm.starts)
             files["starts"] = [[path.name, *_file_stamp(path)] for path in sorted(starts.glob("*.pdb"))] or _file_stamp(starts)
-        text = json.dumps(
-            [__version__, self.config.seed, own, files, [self.fingerprint(name) for name in upstream]], sort_keys=True
-        )
+        before = [self._fingerprint(name, values, frames) for name in upstream]
+        text = json.dumps([__version__, self.config.seed, own, files, before], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def is_done(self, stage: str) -> bool:

@@ -198,18 +198,20 @@ def train_surrogate(run: Run, items: TrainingSet | None = None) -> dict[str, Any
     torch.set_num_threads(config.threads)
     representation = load_representation(run.path("featurize", "representation.safetensors"), run.system)
     surrogate = build_surrogate(kind, representation, run.config.seed, datasets.training_log_temperature(run))
+    rehearsal = 0.0
     if isinstance(kind, TransferableConfig) and kind.trained is not None:
         if not kind.tune_steps:
             return _as_it_is(run, surrogate)
         warmup = min(config.warmup_steps, kind.tune_steps // 4)
         tuned = {"n_steps": kind.tune_steps, "learning_rate": kind.tune_learning_rate, "warmup_steps": warmup}
         config = config.model_copy(update=tuned)
+        rehearsal = kind.tune_rehearsal if items is None else 0.0
     train, held_out = training_sets(run, representation) if items is None else (items, held_out_set(run, representation))
-    n_frames = len(train)
-    if isinstance(kind, TransferableConfig) and kind.trained is not None and kind.tune_rehearsal and items is None:
-        train = with_rehearsal(train, surrogate, kind.tune_rehearsal, run.config.seed)
-    figures = train_on(run, surrogate, config, train, held_out, run.system.key)
-    return figures | {"n_rehearsed": len(train) - n_frames} if figures and len(train) > n_frames else figures
+    if not rehearsal:
+        return train_on(run, surrogate, config, train, held_out, run.system.key)
+    both = with_rehearsal(train, surrogate, rehearsal, run.config.seed)
+    figures = train_on(run, surrogate, config, both, held_out, run.system.key)
+    return figures | {"n_rehearsed": REHEARSED} if figures else {}
 
 
 def with_rehearsal(frames: TrainingSet, surrogate: Surrogate, share: float, seed: int) -> TrainingSet:
